@@ -1,0 +1,3 @@
+"""kdkit: knowledge distillation from a teacher network into a student."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""From a typed command line to checked settings: recipes, composition, trust, checks, listings."""

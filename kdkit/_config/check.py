@@ -1,0 +1,137 @@
+"""Everything that can be known to be wrong before any data or network is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from kdkit._config.bind import Call, bind, blocks
+from kdkit._config.compose import unlocked
+from kdkit._config.context import Context
+from kdkit._config.keys import check_keys, check_numbers
+from kdkit._config.pairing import check_blocks, check_losses, check_teacher_training
+from kdkit._config.recipes import group_options, recipes_dir
+from kdkit._config.safety import check_code_switches, check_trust
+from kdkit.errors import ConfigError, did_you_mean
+
+__all__ = ["check", "prepare"]
+
+_CALLS = {
+    r"task": Call(("spec",)),
+    r"optim|teacher\.train\.optim|teacher\.members\[\d+\]\.train\.optim": Call(("params",)),
+    r"scheduler|teacher\.train\.scheduler|teacher\.members\[\d+\]\.train\.scheduler": Call(
+        ("optimizer",), ("total_steps",)
+    ),
+    r"features\.[^.]+\.projector": Call(("student_shape", "teacher_shape")),
+}
+"""What kdkit passes besides the settings, by the path of the block; nothing elsewhere."""
+
+
+def prepare(cfg: DictConfig, context: Context | None = None) -> DictConfig:
+    """Drop what belongs to losses that are not chosen, then check everything.
+
+    Args:
+        cfg: composed settings, changed in place.
+        context: how the command was called; without it nothing counts as typed.
+
+    Returns:
+        ``cfg``.
+
+    Raises:
+        ConfigError: one sentence about the first mistake.
+    """
+    context = context or Context("distill", recipes=recipes_dir())
+    check_trust(cfg, context)
+    _check_given(cfg)
+    check_keys(_plain(cfg), context.recipes)
+    if context.command != "evaluate":
+        _prune(cfg, context)
+    check(cfg, context)
+    return cfg
+
+
+def check(cfg: DictConfig, context: Context | None = None) -> None:
+    """Bind every ``_target_`` and hold losses, weights, features, teacher and data against each other.
+
+    Args:
+        cfg: settings after :func:`prepare` has dropped what is not chosen.
+        context: how the command was called.
+
+    Raises:
+        ConfigError: one sentence about the first mistake.
+    """
+    settings = _plain(cfg)
+    check_numbers(settings)
+    _check_network(settings)
+    check_code_switches(settings, context)
+    for path, block in blocks(settings, ""):
+        call = next((call for pattern, call in _CALLS.items() if re.fullmatch(pattern, path)), Call())
+        bind(path, block, call)
+    if context is not None and context.command == "evaluate":
+        return
+    check_blocks(settings)
+    if context is not None and context.command == "compare":
+        return
+    check_losses(settings)
+    check_teacher_training(settings)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    found = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def _check_network(settings: Mapping[str, Any]) -> None:
+    network = settings.get("network", "student")
+    if network not in ("student", "teacher"):
+        raise ConfigError(f"network must be student or teacher, got {network!r}")
+
+
+def _check_given(cfg: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(f"{missing[0]} must be given; add {missing[0]}=…")
+
+
+def _prune(cfg: DictConfig, context: Context) -> None:
+    """An experiment may tune more losses than are chosen; their numbers go, misspelt names are refused."""
+    folders = [context.recipes, *([context.config_dir] if context.config_dir else [])]
+    recipes = _recipe_names(folders)
+    with unlocked(cfg):
+        for losses, weights in (("loss", "weights"), ("teacher_loss", "teacher_weights")):
+            for name in [name for name, block in cfg[losses].items() if not _is_block(block)]:
+                _refuse_unknown(f"{losses}.{name}", str(name), recipes, cfg[losses])
+                del cfg[losses][name]
+            for name in [name for name in cfg[weights] if name not in cfg[losses]]:
+                _refuse_unknown(f"{weights}.{name}", str(name), recipes, cfg[losses])
+                if any(re.match(rf"[+]*{weights}\.{re.escape(str(name))}[.=]", word) for word in context.overrides):
+                    raise ConfigError(f"{weights}.{name} has no loss; choose it too: 'loss=[ce,{name}]'")
+                del cfg[weights][name]
+        teacher = cfg.get("teacher")
+        if isinstance(teacher, DictConfig) and set(teacher) <= {"train", "weights"}:
+            cfg.teacher = None  # none was chosen; a debug profile or a loss had settings for one
+
+
+def _is_block(value: Any) -> bool:
+    return isinstance(value, Mapping | DictConfig) and "_target_" in value
+
+
+def _recipe_names(folders: list[Path]) -> set[str]:
+    """Names of all loss recipes, and of the losses that they define."""
+    names: set[str] = set()
+    for option, file in group_options("loss", *folders).items():
+        content = OmegaConf.to_container(OmegaConf.load(file))
+        names |= {option, *(content.get("loss") or {})} if isinstance(content, dict) else {option}
+    return names
+
+
+def _refuse_unknown(path: str, name: str, recipes: set[str], chosen: Iterable[Any]) -> None:
+    if name in recipes:
+        return
+    kind = "is no block with a _target_" if "loss." in path else "has no loss"
+    raise ConfigError(f"{path} {kind}{did_you_mean(name, {*map(str, chosen), *recipes} - {name})}")

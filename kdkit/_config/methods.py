@@ -1,0 +1,102 @@
+"""``kdkit compare``: one set of settings per method out of a single command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+
+from kdkit._config.check import prepare
+from kdkit._config.compose import Composer
+from kdkit._config.context import Context
+from kdkit.errors import ConfigError, did_you_mean
+
+__all__ = ["method_configs", "method_losses", "seed_list", "with_losses"]
+
+_OWN = ("losses", "base", "baseline", "seeds", "loss")
+_PER_LOSS = ("loss", "weights", "teacher_loss", "teacher_weights", "features")
+
+
+def method_losses(method: str, base: Sequence[str]) -> list[str]:
+    """Loss recipes of a method: those of ``base``, then those of its name (``kd+nd`` names two), each once."""
+    return list(dict.fromkeys([*base, *(part.strip() for part in method.split("+"))]))
+
+
+def seed_list(cfg: DictConfig) -> list[int]:
+    """The seeds of a comparison: a list as it stands, a number ``n`` as ``seed, seed + 1, …`` (``n`` of them)."""
+    seeds = cfg.seeds
+    values = [cfg.seed + place for place in range(seeds)] if isinstance(seeds, int) else list(seeds or [])
+    if not values or any(isinstance(value, bool) or not isinstance(value, int) or value < 0 for value in values):
+        raise ConfigError(f"seeds must be a number of runs of at least 1 or a list like seeds=[0,1,2], got {seeds!r}")
+    if len(set(values)) < len(values):
+        raise ConfigError(f"seeds must all differ, got {values}")
+    return values
+
+
+def methods(cfg: DictConfig, options: Sequence[str]) -> dict[str, list[str]]:
+    """Method -> loss recipes, the baseline first if the list leaves it out."""
+    names = cfg.losses
+    if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"losses must be a list of loss recipes, like 'losses=[ce,kd,kd+nd]', got {names!r}")
+    names = list(dict.fromkeys([*([cfg.baseline] if cfg.baseline else []), *names]))
+    found = {name: method_losses(name, list(cfg.base or [])) for name in names}
+    for name, losses in found.items():
+        unknown = [loss for loss in losses if loss not in options]
+        if unknown:
+            raise ConfigError(
+                f"losses: {name!r} names no loss recipe {unknown[0]!r}{did_you_mean(unknown[0], options)}"
+            )
+    return found
+
+
+def with_losses(composer: Composer, config_name: str, overrides: Sequence[str]) -> str:
+    """The override ``loss=[…]`` that chooses every loss of a comparison, so that all their settings can be typed."""
+    parsed = composer.parse(overrides)
+    if any(override.key_or_group == "loss" for override in parsed):
+        raise ConfigError("kdkit compare takes its losses as a list of methods: 'losses=[ce,kd,kd+nd]', not as loss=…")
+    kept = [
+        str(override.input_line)
+        for override in parsed
+        if override.key_or_group.split(".")[0] not in _PER_LOSS and not override.is_sweep_override()
+    ]
+    found = methods(composer.compose(config_name, kept), composer.options("loss"))
+    return f"loss=[{','.join(dict.fromkeys(loss for losses in found.values() for loss in losses))}]"
+
+
+def method_configs(cfg: DictConfig, context: Context) -> dict[str, DictConfig]:
+    """Checked settings of every method of a comparison, the baseline among them.
+
+    A typed setting of a loss (``loss.kd.temperature=4``, ``weights.kd=0.5``) goes to the methods that have the loss.
+
+    Args:
+        cfg: settings of ``kdkit compare``.
+        context: how it was called.
+
+    Raises:
+        ConfigError: if a method does not exist or its settings make no sense.
+    """
+    composer = Composer(context.recipes, context.config_dir)
+    found = methods(cfg, composer.options("loss"))
+    parsed = composer.parse(context.overrides)
+    general = [str(o.input_line) for o in parsed if o.key_or_group.split(".")[0] not in (*_OWN, *_PER_LOSS)]
+    special = [o for o in parsed if o.key_or_group.split(".")[0] in _PER_LOSS and o.key_or_group != "loss"]
+    configs = {}
+    for name, losses in found.items():
+        overrides = [*general, f"loss=[{','.join(losses)}]"]
+        chosen = composer.compose(context.config_name, overrides)
+        own = [str(override.input_line) for override in special if _belongs(override, chosen)]
+        part = replace(context, command="distill", overrides=(*overrides, *own))
+        try:
+            configs[name] = prepare(composer.compose(context.config_name, part.overrides) if own else chosen, part)
+        except ConfigError as error:
+            raise ConfigError(f"method {name!r}: {error}") from error
+    return configs
+
+
+def _belongs(override: Override, chosen: DictConfig) -> bool:
+    """Whether a typed setting of a loss, a weight or a feature pair has its loss or pair in these settings."""
+    block, name, *_ = [*override.key_or_group.split("."), ""]
+    losses = {"weights": "loss", "teacher_weights": "teacher_loss"}.get(block, block)
+    return name in chosen[losses] or (block == "features" and bool(override.is_add() or override.is_force_add()))

@@ -1,0 +1,1 @@
+"""Machinery behind :mod:`kdkit.run`: folders, builders, trained networks, results."""

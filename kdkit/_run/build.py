@@ -1,0 +1,205 @@
+"""From settings to objects: accelerator, data, task, networks, objectives, projectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from kdkit._config.build import instantiate
+from kdkit.data._base import Batch, DataModule, ImageSpec
+from kdkit.engine.distiller import Learner
+from kdkit.engine.optim import parameter_groups
+from kdkit.engine.rng import seed_everything
+from kdkit.errors import ConfigError
+from kdkit.losses._base import Probe
+from kdkit.models._network import Network
+from kdkit.objective import Objective
+from kdkit.outputs import ModelOutput, StepOutputs
+from kdkit.tasks._base import Task
+
+__all__ = [
+    "Scene",
+    "build_network",
+    "build_objective",
+    "build_projectors",
+    "fill_spec",
+    "make_accelerator",
+    "make_optimizer",
+    "make_scheduler",
+    "prepare_losses",
+    "set_scene",
+    "step_outputs",
+]
+
+
+@dataclass(slots=True)
+class Scene:
+    """What every training of a run shares.
+
+    Attributes:
+        cfg: the settings, with ``spec`` filled in.
+        data: the data set.
+        task: the task.
+        accelerator: device, precision and ranks.
+    """
+
+    cfg: DictConfig
+    data: DataModule
+    task: Task
+    accelerator: Accelerator
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything happens."""
+        return self.accelerator.device
+
+    def probe_batch(self) -> Batch:
+        """A few training samples without augmentation, for shapes and checks."""
+        size = min(4, self.data.size("train"))
+        return next(iter(self.data.batches("train", size, train=False, device=self.device)))
+
+
+def make_accelerator(cfg: DictConfig, folder: Path | None = None) -> Accelerator:
+    """The accelerator of the ``engine`` and ``loggers`` settings."""
+    engine = cfg.engine
+    if engine.device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"engine.device must be auto, cpu or cuda, got {engine.device!r}")
+    if engine.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("engine.device=cuda, but torch sees no CUDA device; use engine.device=auto or cpu")
+    if engine.threads:
+        torch.set_num_threads(int(engine.threads))
+    loggers = list(cfg.loggers or {}) if folder is not None else []
+    AcceleratorState._reset_state()  # a sweep may change precision or device from job to job in one process
+    try:
+        return Accelerator(
+            mixed_precision=engine.precision,
+            cpu=engine.device == "cpu",
+            log_with=loggers or None,
+            project_config=ProjectConfiguration(str(folder), logging_dir=str(folder)) if folder is not None else None,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"engine.precision={engine.precision} or loggers={loggers} cannot be used: {error}"
+        ) from error
+
+
+def fill_spec(cfg: DictConfig, data: DataModule) -> None:
+    """Write what the data turned out to be into ``cfg.spec``; a value that was set by hand must agree."""
+    for key in cfg.spec:
+        value = getattr(data.spec, str(key), None)
+        if value is None:
+            continue
+        if cfg.spec[key] is not None and cfg.spec[key] != value:
+            raise ConfigError(f"spec.{key}={cfg.spec[key]}, but data {data.name!r} has {value}; leave spec.{key} out")
+        cfg.spec[key] = value
+
+
+def set_scene(cfg: DictConfig, accelerator: Accelerator) -> Scene:
+    """Load the data and fix the task."""
+    with accelerator.local_main_process_first():
+        data = instantiate(cfg.data, where="data")
+    fill_spec(cfg, data)
+    return Scene(cfg, data, instantiate(cfg.task, data.spec, where="task"), accelerator)
+
+
+def build_network(block: DictConfig, scene: Scene, *, seed: int, where: str, name: str) -> Network:
+    """A network of a ``student``- or ``teacher``-like block, with weights drawn from ``seed`` or loaded.
+
+    ``weights``: a file or folder to load; ``null``, ``"random"`` and ``"pretrained"`` leave what the model's
+    constructor made.
+    """
+    from kdkit.models import load_weights
+
+    seed_everything(seed, deterministic=bool(scene.cfg.engine.deterministic))
+    module = instantiate(block.model, where=f"{where}.model")
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"{where}.model must build a torch.nn.Module, got {type(module).__name__}")
+    if block.weights not in (None, "random", "pretrained"):
+        load_weights(module, block.weights)
+    network = scene.task.wrap(
+        module,
+        normalization=_plain(block.get("normalization")),
+        input_size=block.get("input_size"),
+        name=name,
+    )
+    return network.to(scene.device)
+
+
+def build_objective(losses: Mapping[str, Any], weights: Mapping[str, Any], where: str = "loss") -> Objective:
+    """The objective of a ``loss`` and a ``weights`` block."""
+    built = {str(name): instantiate(block, where=f"{where}.{name}") for name, block in losses.items()}
+    values = {
+        str(name): instantiate(value, where=f"weights.{name}") if isinstance(value, Mapping | DictConfig) else value
+        for name, value in weights.items()
+    }
+    return Objective(built, values)
+
+
+def build_projectors(
+    cfg: DictConfig, pairs: set[str], student: ModelOutput, teacher: ModelOutput
+) -> dict[str, nn.Module]:
+    """One projector per feature pair, sized by the outputs of one batch."""
+    from kdkit.features import build_projector
+
+    projectors = {}
+    for pair in sorted(pairs):
+        setting = cfg.features[pair].get("projector", "auto")
+        if setting is None:
+            setting = "none"
+        elif isinstance(setting, DictConfig):
+            setting = partial(_late, setting, pair)
+        projectors[pair] = build_projector(setting, student.features[pair].shape, teacher.features[pair].shape)
+    return projectors
+
+
+def _late(setting: DictConfig, pair: str, *shapes: Any) -> nn.Module:
+    block = {key: value for key, value in _plain(setting).items() if key != "_partial_"}
+    return instantiate(block, *shapes, where=f"features.{pair}.projector")
+
+
+def prepare_losses(
+    objective: Objective, scene: Scene, outputs: StepOutputs, class_means: Any, learner: Learner
+) -> None:
+    """Let each loss size and fill itself from one batch."""
+    projected = StepOutputs(
+        learner.project(outputs.student), outputs.teacher, outputs.labels, outputs.mask, 0.0, outputs.extra
+    )
+    spec = scene.data.spec
+    classes = spec.num_classes if isinstance(spec, ImageSpec) else spec.vocab_size
+    probe = Probe(projected, scene.data.size("train"), classes, class_means)
+    for _, loss in objective:
+        loss.prepare(probe)
+    objective.to(scene.device)
+
+
+def make_optimizer(block: DictConfig, learner: Learner) -> Optimizer:
+    """The optimizer of an ``optim`` block for one learner."""
+    return instantiate(block, parameter_groups(learner), where="optim")
+
+
+def make_scheduler(block: DictConfig, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """The learning-rate schedule of a ``scheduler`` block."""
+    return instantiate(block, optimizer, total_steps, where="scheduler")
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def step_outputs(scene: Scene, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> StepOutputs:
+    """What a loss would see of this batch."""
+    labels, mask = scene.task.targets(batch)
+    extra: dict[str, Tensor] = {"index": batch["index"]} if "index" in batch else {}
+    return StepOutputs(student, teacher, labels, mask, 0.0, extra)

@@ -1,0 +1,152 @@
+"""The end of a run: rows, results, exported student, report, and what the terminal shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from kdkit._files import write_atomic
+from kdkit._run.distill import Distilled
+from kdkit._run.results import Row, measure, results
+from kdkit._run.session import Session
+from kdkit.engine.trainer import FitResult
+from kdkit.models._network import Network
+
+__all__ = ["distilled_rows", "finish", "print_rows", "trained_rows"]
+
+_SHOWN = {
+    "classification": ("accuracy", "nll", "ece", "agreement"),
+    "causal_lm": ("perplexity", "bits_per_byte", "accuracy", "agreement"),
+}
+_PERCENT = {"accuracy", "top5", "agreement", "ece", "adaptive_ece"}
+
+
+def distilled_rows(session: Session, distilled: Distilled) -> list[Row]:
+    """Teacher, student alone and student distilled, as far as the run has them."""
+    scene, guide, quiet = session.scene, distilled.guide, session.quiet
+    rows = []
+    teacher = guide.teacher if guide is not None else None
+    if guide is not None and not quiet:
+        networks = [member.network for member in guide.members]
+        seconds = [member.seconds for member in guide.members]
+        rows.append(
+            measure(
+                networks,
+                scene,
+                name="teacher",
+                origin=guide.origin,
+                asked=teacher if len(networks) > 1 else None,
+                seconds=sum(s for s in seconds if s is not None) if any(s is not None for s in seconds) else None,
+            )
+        )
+    if distilled.alone is not None:
+        alone = distilled.alone
+        rows.append(
+            measure(
+                [alone.network],
+                scene,
+                name="student alone",
+                origin=alone.origin,
+                teacher=teacher,
+                seconds=alone.seconds,
+            )
+        )
+    name = "student distilled" if teacher is not None else "student"
+    rows.append(
+        measure(
+            [distilled.student],
+            scene,
+            name=name,
+            origin=distilled.origin,
+            teacher=teacher,
+            seconds=distilled.fit.seconds,
+            profile=not quiet,
+        )
+    )
+    return rows
+
+
+def trained_rows(session: Session, network: Network, fit: FitResult, origin: str) -> list[Row]:
+    """The one row of a network trained alone."""
+    role = str(session.cfg.get("network", "student"))
+    return [measure([network], session.scene, name=role, origin=origin, seconds=fit.seconds)]
+
+
+def finish(session: Session, kind: str, student: Network, fit: FitResult, rows: Sequence[Row]) -> dict[str, Any]:
+    """Write ``results.json``, the exported student and the report; show the table."""
+    cfg, scene = session.cfg, session.scene
+    summary = {
+        "selected_step": fit.selected_step,
+        "validation": fit.validation,
+        "teacher_share": fit.teacher_share,
+        "precision": cfg.engine.precision,
+        "device": str(scene.device),
+        "processes": scene.accelerator.num_processes,
+    }
+    content = results(
+        cfg,
+        scene,
+        rows,
+        kind=kind,
+        environment=session.environment,
+        steps=fit.steps,
+        seconds=fit.seconds,
+        summary=summary,
+    )
+    if not scene.accelerator.is_main_process:
+        return content
+    session.write_results(content)
+    if cfg.engine.export and not session.quiet:
+        _export(session, student, content)
+    if not session.quiet:
+        print_rows(session, rows)
+        session.say(f"run: {session.folder}")
+    if cfg.engine.report and not session.quiet:
+        from kdkit.report import write_report
+
+        session.say(f"report: {write_report(session.folder)}")
+    return content
+
+
+def _export(session: Session, student: Network, content: dict[str, Any]) -> None:
+    from kdkit.models.export import export_student
+    from kdkit.report import model_card
+
+    scene = session.scene
+    student.tap({})
+    student.eval()
+    folder = session.folder / "student"
+    example = scene.task.inputs(student, scene.task.example(scene.probe_batch()))
+    facts = export_student(student, folder, spec=scene.data.spec, example=example, metadata={"name": content["name"]})
+    content["snippet"] = facts["snippet"]
+    session.write_results(content)
+    config: Any = OmegaConf.to_container(session.cfg, resolve=True)
+    write_atomic(folder / "README.md", model_card(content, config, facts["snippet"]))
+
+
+def print_rows(session: Session, rows: Sequence[Row]) -> None:
+    """The table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = [name for name in _SHOWN.get(session.scene.task.name, ()) if any(name in row.metrics for row in rows)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(["", "network", *(name.replace("_", " ") for name in shown), "parameters"]):
+        table.add_column(column, justify="left" if number < 2 else "right")
+    for row in rows:
+        values = [_value(name, row.metrics.get(name)) for name in shown]
+        table.add_row(row.name, row.network, *values, f"{row.parameters:,}")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print()
+    console.print(table)
+    console.print()
+
+
+def _value(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2%}" if name in _PERCENT else f"{value:.4g}"

@@ -1,0 +1,93 @@
+"""The teacher of a run: loaded, taken from the store, trained first, left random, or several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from omegaconf import DictConfig, OmegaConf
+
+from kdkit._run.build import Scene, build_network
+from kdkit._run.networks import Recipe, Trained, provide_alone
+from kdkit.engine.callbacks import Callback
+from kdkit.errors import ConfigError
+from kdkit.models._network import Network
+from kdkit.teachers._base import Teacher
+
+__all__ = ["Guide", "provide_teacher"]
+
+
+@dataclass(slots=True)
+class Guide:
+    """What a run learns from.
+
+    Attributes:
+        teacher: answers batches; ``None`` when the teacher learns too.
+        members: the networks behind it, with where their weights came from.
+        learner: the network that learns beside the student in online distillation, else ``None``.
+    """
+
+    teacher: Teacher | None
+    members: list[Trained] = field(default_factory=list)
+    learner: Network | None = None
+
+    @property
+    def origin(self) -> str:
+        """Where the weights came from, in words."""
+        if len(self.members) == 1:
+            return self.members[0].origin
+        return "; ".join(f"member {number}: {member.origin}" for number, member in enumerate(self.members, start=1))
+
+
+def provide_teacher(cfg: DictConfig, scene: Scene, name: str, callbacks: Sequence[Callback]) -> Guide | None:
+    """Build what ``cfg.teacher`` asks for, training what is missing.
+
+    Returns:
+        ``None`` without a teacher.
+    """
+    from kdkit.teachers import EnsembleTeacher, LiveTeacher
+
+    if cfg.teacher is None:
+        return None
+    online = bool(cfg.teacher_loss)
+    members = [
+        _member(block, cfg, scene, f"{name}{suffix}", number, callbacks)
+        for number, (block, suffix) in enumerate(_blocks(cfg.teacher))
+    ]
+    if online:
+        if len(members) > 1:
+            raise ConfigError(
+                f"a teacher that learns must be one network, got {len(members)}; "
+                "set teacher.ensemble=1 teacher.members=[]"
+            )
+        return Guide(None, members, members[0].network)
+    teachers = [LiveTeacher(member.network, scene.task, name=member.network.name) for member in members]
+    return Guide(teachers[0] if len(teachers) == 1 else EnsembleTeacher(teachers), members)
+
+
+def _blocks(teacher: DictConfig) -> list[tuple[DictConfig, str]]:
+    """Network blocks of all members: ``ensemble`` copies of the teacher itself, then ``members``."""
+    copies = int(teacher.get("ensemble") or 1)
+    if copies < 1:
+        raise ConfigError(f"teacher.ensemble must be a whole number of at least 1, got {copies}")
+    blocks = [(teacher, f" #{number + 1}" if copies > 1 else "") for number in range(copies)]
+    for number, member in enumerate(teacher.get("members") or [], start=1):
+        defaults = {"weights": None, "normalization": None, "input_size": None, "train": teacher.train}
+        blocks.append((OmegaConf.create({**defaults, **member}), f" +{number}"))
+    return blocks
+
+
+def _member(
+    block: DictConfig, cfg: DictConfig, scene: Scene, name: str, number: int, callbacks: Sequence[Callback]
+) -> Trained:
+    where = "teacher" if number == 0 else f"teacher (member {number + 1})"
+    if block.weights == "random":
+        network = build_network(block, scene, seed=int(cfg.seed) + 1000 + number, where=where, name=name)
+        role = "learns together with the student" if cfg.teacher_loss else "is never trained"
+        return Trained(network, f"drawn at random from seed {int(cfg.seed) + 1000 + number}; {role}")
+    if block.weights is not None:
+        network = build_network(block, scene, seed=int(cfg.seed), where=where, name=name)
+        source = "its pretrained weights" if block.weights == "pretrained" else str(block.weights)
+        return Trained(network, f"loaded from {source}")
+    recipe = Recipe.of_teacher(cfg, block.train, number)
+    return provide_alone(block, recipe, scene, where=where, name=name, label="teacher", callbacks=callbacks)

@@ -1,0 +1,103 @@
+"""What every data set offers: a spec, a fingerprint, sizes per split and deterministic batches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "DataModule", "ImageSpec", "Split", "TextSpec"]
+
+Batch = dict[str, Tensor]
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """Shape of an image classification set. Images come as float32 in [0, 1], never normalised:
+    each network normalises its own input with ``mean``/``std`` of its own."""
+
+    num_classes: int
+    in_chans: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()
+    kind: Literal["image"] = "image"
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpec:
+    """Shape of a text set: fixed-length rows of token ids."""
+
+    vocab_size: int
+    context: int
+    pad_token_id: int
+    eos_token_id: int
+    bos_token_id: int | None = None
+    tokenizer: Any = field(default=None, compare=False, repr=False)
+    """A ``transformers.PreTrainedTokenizerFast``, exported beside the student."""
+    kind: Literal["text"] = "text"
+
+
+class DataModule(ABC):
+    """A data set with splits.
+
+    Image batches hold ``image`` float32 ``[B, C, H, W]`` in [0, 1], ``label`` int64 ``[B]`` (-100 = unlabelled),
+    ``index`` int64 ``[B]`` (position in the split, stable over epochs and runs).
+    Text batches hold ``input_ids`` and ``labels`` int64 ``[B, T]`` (labels are NOT shifted, -100 where nothing is
+    to be learnt: prompts, padding), ``document_ids`` int64 ``[B, T]`` (0 = padding; tokens attend within one
+    document only), ``position_ids`` int64 ``[B, T]`` (restart with each document), ``num_bytes`` int64 ``[B, T]``
+    (UTF-8 bytes that each token stands for) and ``index`` int64 ``[B]``.
+
+    Everything is a function of ``(seed, epoch, batch number)`` and never of global random state, so that a
+    resumed, a sharded and an unbroken run see the same batches.
+    """
+
+    name: str
+    spec: ImageSpec | TextSpec
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over content, splits and every setting that changes what a network is shown."""
+
+    @abstractmethod
+    def size(self, split: Split) -> int:
+        """Number of samples (rows for text) in a split; 0 when there is none."""
+
+    @abstractmethod
+    def batches(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        train: bool,
+        seed: int = 0,
+        epoch: int = 0,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[Batch]:
+        """Micro-batches of one epoch, on ``device``.
+
+        Micro-batch ``j`` of the epoch goes to rank ``j % world_size``; ``start`` skips that many micro-batches of
+        this rank without computing them. With ``train`` the order is a permutation drawn from ``(seed, epoch)``,
+        augmentation is on (drawn from ``(seed, epoch, j)``), and the last incomplete micro-batch is dropped;
+        without it the order is fixed, nothing is random and nothing is dropped.
+        """
+
+    def num_batches(self, split: Split, batch_size: int, *, train: bool) -> int:
+        """Micro-batches in an epoch over all ranks together."""
+        size = self.size(split)
+        return size // batch_size if train else -(-size // batch_size)
+
+    def describe(self) -> dict[str, Any]:
+        """Name, fingerprint and sizes, as they go into a run's results."""
+        sizes = {split: self.size(split) for split in ("train", "val", "test")}
+        return {"name": self.name, "fingerprint": self.fingerprint, **sizes}

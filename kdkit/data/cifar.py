@@ -1,0 +1,97 @@
+"""CIFAR-10 and CIFAR-100 through torchvision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from kdkit.data._store import store
+from kdkit.data._tensor_images import Images, TensorImages, divide
+from kdkit.data.augment import CropFlip
+from kdkit.errors import DataError
+
+__all__ = ["CIFAR10", "CIFAR100"]
+
+
+class _CIFAR(TensorImages):
+    _mean: ClassVar[tuple[float, ...]]
+    _std: ClassVar[tuple[float, ...]]
+
+    def __init__(
+        self,
+        root: str | None = None,
+        *,
+        download: bool = True,
+        val_size: int = 5000,
+        train_size: int | None = None,
+        labels: int | None = None,
+        label_seed: int = 0,
+        image_size: int | None = None,
+        augment: bool = True,
+        pad: int = 4,
+    ) -> None:
+        folder = store("datasets") if root is None else Path(root).expanduser()
+        parts = [_load(type(self).__name__, folder, train, download) for train in (True, False)]
+        train, test = (
+            Images(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+            for part in parts
+        )
+        super().__init__(
+            divide(train, test, val_size, train_size),
+            name=type(self).__name__.lower(),
+            class_names=parts[0].classes,
+            mean=self._mean,
+            std=self._std,
+            image_size=image_size,
+            labels=labels,
+            label_seed=label_seed,
+            augment=CropFlip(pad) if augment else None,
+        )
+
+
+class CIFAR10(_CIFAR):
+    """CIFAR-10: 50,000 training and 10,000 test images of 10 classes, 32x32 RGB; crop (pad 4) and flip.
+
+    Args:
+        root: torchvision's folder (the one that holds ``cifar-10-batches-py``); ``None`` for the store.
+        download: whether missing files may be downloaded.
+        val_size: how many training images are held out for validation; 0 trains on all 50,000, as papers do.
+        train_size: use only this many of the others (class shares kept); ``None`` for all.
+        labels: keep this many labels of the training split, balanced over classes; ``None`` keeps all, 0 none.
+        label_seed: which samples keep their label.
+        image_size: side in pixels that images are resized to, once; ``None`` for 32.
+        augment: whether training batches are cropped and mirrored.
+        pad: pixels of padding before the crop.
+
+    Raises:
+        DataError: when the files are missing or damaged.
+        InputError: when an option is out of range.
+
+    Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009.
+    """
+
+    _mean = (0.4914, 0.4822, 0.4465)
+    _std = (0.2470, 0.2435, 0.2616)
+
+
+class CIFAR100(_CIFAR):
+    """CIFAR-100: as :class:`CIFAR10`, with 100 classes and ``cifar-100-python`` in ``root``."""
+
+    _mean = (0.5071, 0.4867, 0.4408)
+    _std = (0.2675, 0.2565, 0.2761)
+
+
+def _load(name: str, root: Path, train: bool, download: bool) -> Any:
+    """Torchvision's data set, which checks the MD5 sum of its files before it unpickles them."""
+    import torchvision
+
+    try:
+        return getattr(torchvision.datasets, name)(str(root), train=train, download=download)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{name}: the data is not in {root} ({reason}); download it with torchvision on a machine with network "
+            "access, copy it over, and give its folder as root="
+        ) from None

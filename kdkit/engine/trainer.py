@@ -1,0 +1,342 @@
+"""The one loop: any modality, any teacher, any number of learners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from kdkit.data._base import Batch, DataModule
+from kdkit.engine.averaging import WeightAverage
+from kdkit.engine.callbacks import Callback
+from kdkit.engine.checkpoint import CheckpointStore
+from kdkit.engine.distiller import Distiller, Learner
+from kdkit.engine.evaluate import evaluate
+from kdkit.engine.interrupt import Interrupted, InterruptGuard
+from kdkit.engine.meter import Meter
+from kdkit.engine.settings import Settings
+from kdkit.engine.state import collect_state, restore_state
+from kdkit.errors import ConfigError, NonFiniteError
+from kdkit.outputs import ModelOutput
+from kdkit.tasks._base import Task
+from kdkit.teachers._base import Teacher
+
+__all__ = ["FitResult", "Trainer"]
+
+OptimizerFactory = Callable[[Learner], Optimizer]
+SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
+
+
+@dataclass(slots=True)
+class FitResult:
+    """What a training came to.
+
+    Attributes:
+        steps: optimizer steps taken in all.
+        seconds: wall-clock time spent training, earlier parts of a resumed run included.
+        selected_step: the step whose weights the student now carries.
+        validation: last validation metrics, empty without a validation split.
+        teacher_share: share of that time spent in the frozen teacher, ``None`` without one.
+    """
+
+    steps: int
+    seconds: float
+    selected_step: int
+    validation: dict[str, float] = field(default_factory=dict)
+    teacher_share: float | None = None
+
+
+class Trainer:
+    """Trains the learners of a :class:`~kdkit.engine.distiller.Distiller`.
+
+    Args:
+        distiller: what learns; moved to the accelerator's device.
+        task: the task.
+        data: the data set.
+        settings: the knobs.
+        optimizer: makes one optimizer per learner.
+        scheduler: makes its learning-rate schedule, given the optimizer and the number of steps. Schedulers with
+            ``step_update`` (timm) are driven per step through that.
+        accelerator: device, precision and ranks.
+        teacher: a frozen teacher, or ``None``.
+        seed: decides batches and augmentation; random numbers of the networks come from the global generators.
+        folder: where checkpoints go; ``None`` writes none.
+        identity: what this run is; a checkpoint of another identity is refused.
+        callbacks: listeners, called on the main process.
+        label: what progress calls this training.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        *,
+        task: Task,
+        data: DataModule,
+        settings: Settings,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory,
+        accelerator: Accelerator,
+        teacher: Teacher | None = None,
+        seed: int = 0,
+        folder: Path | None = None,
+        identity: str = "",
+        callbacks: Sequence[Callback] = (),
+        label: str = "student",
+    ) -> None:
+        self.accelerator, self.task, self.data, self.settings = accelerator, task, data, settings
+        self.teacher, self.seed, self.identity, self.label = teacher, seed, identity, label
+        self.callbacks = list(callbacks) if accelerator.is_main_process else []
+        self.store = CheckpointStore(folder, keep=settings.keep) if folder is not None else None
+        self.steps_per_epoch = self._steps_per_epoch()
+        self.total_steps = settings.max_steps or settings.epochs * self.steps_per_epoch
+        self.step = 0
+        self.distiller = distiller.to(accelerator.device)
+        if settings.channels_last:
+            self.distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if settings.compile:
+            for _, learner in distiller.items():
+                learner.network.module.compile()
+        self.optimizers = {name: optimizer(learner) for name, learner in distiller.items()}
+        self.schedulers = {name: scheduler(opt, self.total_steps) for name, opt in self.optimizers.items()}
+        prepared = accelerator.prepare(self.distiller, *self.optimizers.values())
+        self.wrapped = prepared[0]
+        self.optimizers = dict(zip(self.optimizers, prepared[1:], strict=True))
+        self.average = WeightAverage(self.distiller.student.network, settings.ema) if settings.ema else None
+        self.best: dict[str, Any] = {"metrics": None, "step": 0, "tensors": {}}
+        self.meter = Meter(accelerator, has_teacher=teacher is not None)
+
+    def _steps_per_epoch(self) -> int:
+        settings, ranks = self.settings, self.accelerator.num_processes
+        size = self.data.size("train")
+        if size < settings.batch_size:
+            raise ConfigError(
+                f"engine.batch_size must not exceed the training split, got {settings.batch_size} for {size} samples; "
+                f"set engine.batch_size={size} or less"
+            )
+        steps = self.data.num_batches("train", settings.batch_size, train=True) // (ranks * settings.accumulation)
+        if steps < 1:
+            raise ConfigError(
+                f"an epoch of {size} samples holds no whole optimizer step of engine.batch_size={settings.batch_size} "
+                f"x engine.accumulation={settings.accumulation} x {ranks} processes; lower one of them"
+            )
+        return steps
+
+    def fit(self, *, resume: bool = False) -> FitResult:
+        """Train to the end, or until interrupted.
+
+        Args:
+            resume: continue from the newest undamaged checkpoint in ``folder``, if there is one.
+
+        Raises:
+            NonFiniteError: a loss term became NaN or infinite; names the term, the step and the batch.
+            Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+            CheckpointError: no readable checkpoint, or one of another run.
+        """
+        seconds = 0.0
+        if resume and self.store is not None:
+            seconds = restore_state(self, self.store.latest())
+        self._tell("on_start", self.label, self.step, self.total_steps)
+        self.distiller.train()
+        self.meter.start(seconds)
+        try:
+            with InterruptGuard() as guard:
+                for group in self._groups():
+                    self._train_step(group)
+                    self._after_step()
+                    if self._asked_to_stop(guard):
+                        self._stop_early()
+            validation = self._finish()
+        finally:
+            self._tell("on_end")
+        chosen = self._select()
+        return FitResult(self.step, self.meter.seconds, chosen, validation, self.meter.teacher_share)
+
+    def _groups(self) -> Iterator[list[Batch]]:
+        """The micro-batches of each remaining optimizer step."""
+        settings = self.settings
+        while self.step < self.total_steps:
+            epoch, done = divmod(self.step, self.steps_per_epoch)
+            batches = self.data.batches(
+                "train",
+                settings.batch_size,
+                train=True,
+                seed=self.seed,
+                epoch=epoch,
+                start=done * settings.accumulation,
+                rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes,
+                device=self.accelerator.device,
+            )
+            remaining = min(self.steps_per_epoch - done, self.total_steps - self.step)
+            for _ in range(remaining):
+                yield list(islice(batches, settings.accumulation))
+
+    def _train_step(self, group: list[Batch]) -> None:
+        totals = self._totals(group)
+        progress = self.step / self.total_steps
+        for number, batch in enumerate(group):
+            batch = self._formatted(batch)
+            guidance = self._guidance(batch)
+            last = number == len(group) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                loss, terms = self.wrapped(batch, guidance, totals, progress)
+                # DDP averages over ranks what has already been divided by the global count
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            self.meter.add(loss, terms, self.task.throughput(batch))
+        self._guard_finite(group)
+        self._optimize()
+        self.step += 1
+        self.meter.count_step()
+
+    def _guidance(self, batch: Batch) -> ModelOutput | None:
+        if self.teacher is None:
+            return None
+        with self.accelerator.autocast(), self.meter.teacher():
+            return self.teacher(batch)
+
+    def _totals(self, group: list[Batch]) -> dict[str, Tensor]:
+        counts = [self.task.counts(batch) for batch in group]
+        totals = {key: torch.stack([count[key] for count in counts]).sum() for key in counts[0]}
+        if self.accelerator.num_processes > 1:
+            totals = {key: self.accelerator.reduce(value, "sum") for key, value in totals.items()}
+        return totals
+
+    def _formatted(self, batch: Batch) -> Batch:
+        if not self.settings.channels_last:
+            return batch
+        return {
+            key: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+            for key, value in batch.items()
+        }
+
+    def _optimize(self) -> None:
+        for name, optimizer in self.optimizers.items():
+            if self.settings.grad_clip is not None:
+                learner = self.distiller.learners[name]
+                self.accelerator.clip_grad_norm_(learner.parameters(), self.settings.grad_clip)
+            optimizer.step()
+            scheduler = self.schedulers[name]
+            if hasattr(scheduler, "step_update"):
+                scheduler.step_update(self.step + 1)
+            elif not getattr(optimizer, "step_was_skipped", False):
+                scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
+
+    def _guard_finite(self, group: list[Batch], *, force: bool = False) -> None:
+        """Off the CPU the check runs with the log records only, so that no step waits for the device."""
+        immediate = self.accelerator.device.type == "cpu"
+        if not (immediate or force or (self.step + 1) % self.settings.log_every == 0):
+            return
+        bad = self.meter.non_finite()
+        if not bad:
+            return
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        where = f"epoch {epoch}, batch {position}"
+        if immediate and group and "index" in group[0]:
+            where += f", first samples {group[0]['index'][:4].tolist()}"
+        kept = self.store.list() if self.store is not None else []
+        way_out = f"; the last good checkpoint is {kept[-1]}" if kept else ""
+        raise NonFiniteError(
+            f"{self.label}: loss term {' and '.join(bad)} became NaN or infinite at step {self.step} ({where})"
+            f"{way_out}; lower optim.lr, set engine.grad_clip=1.0, or check the data"
+        )
+
+    def _after_step(self) -> None:
+        settings = self.settings
+        finished = self.step >= self.total_steps
+        if self.step % settings.log_every == 0 or finished:
+            self._log()
+        if self.step % self.steps_per_epoch == 0 and not finished:
+            epoch = self.step // self.steps_per_epoch
+            if settings.eval_every and epoch % settings.eval_every == 0:
+                self._evaluate()
+            if settings.checkpoint_every and epoch % settings.checkpoint_every == 0:
+                self.save()
+
+    def _log(self) -> None:
+        record = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
+        record |= self.meter.record()
+        record["lr"] = self.optimizers["student"].param_groups[0]["lr"]
+        record["eta"] = self.meter.seconds / max(self.step, 1) * (self.total_steps - self.step)
+        self._tell("on_train", record)
+
+    def _evaluate(self) -> dict[str, float]:
+        if self.data.size("val") == 0:
+            return {}
+        network = self.distiller.student.network
+        with self.meter.paused(), self.average.swapped() if self.average else nullcontext():
+            result = evaluate(
+                network,
+                task=self.task,
+                data=self.data,
+                split="val",
+                batch_size=self.settings.evaluation_batch,
+                accelerator=self.accelerator,
+                teacher=self.teacher,
+            )
+            if self.settings.select == "best" and self.task.better(result.metrics, self.best["metrics"]):
+                tensors = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+                self.best = {"metrics": result.metrics, "step": self.step, "tensors": tensors}
+        record = {
+            "split": "val",
+            "step": self.step,
+            "epoch": self.step / self.steps_per_epoch,
+            "time": self.meter.seconds,
+            "metrics": result.metrics,
+        }
+        self._tell("on_eval", record)
+        return result.metrics
+
+    def save(self) -> None:
+        """Write a checkpoint of this instant; never one with weights gone NaN."""
+        if self.store is None:
+            return
+        self._guard_finite([], force=True)
+        with self.meter.paused():
+            checkpoint = collect_state(self)
+            if self.accelerator.is_main_process:
+                self.store.save(checkpoint)
+            self.accelerator.wait_for_everyone()
+
+    def _asked_to_stop(self, guard: InterruptGuard) -> bool:
+        if self.accelerator.num_processes == 1:
+            return guard.requested
+        if self.step % 10:
+            return False
+        flag = torch.tensor(float(guard.requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _stop_early(self) -> None:
+        self.save()
+        raise Interrupted(f"{self.label}: stopped at step {self.step} of {self.total_steps}")
+
+    def _finish(self) -> dict[str, float]:
+        """Validate and save once at the very end; a finished run that is resumed only evaluates again."""
+        validation = self._evaluate()
+        self.save()
+        return validation
+
+    def _select(self) -> int:
+        """Put the weights to keep into the student."""
+        network = self.distiller.student.network
+        if self.settings.select == "best" and self.best["tensors"]:
+            network.load_state_dict(self.best["tensors"])
+            return int(self.best["step"])
+        if self.average is not None:
+            network.load_state_dict(self.average.shadow)
+        return self.step
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, what)(*arguments)

@@ -1,0 +1,17 @@
+"""Features: taps that record layers of any module, and projectors between a student's and a teacher's."""
+
+from kdkit.features.projectors import BatchNormDropoutLinear, ConvProjector, Identity, LinearProjector, build_projector
+from kdkit.features.taps import FeatureTap, LayerInfo, find_head, find_layer, list_layers
+
+__all__ = [
+    "BatchNormDropoutLinear",
+    "ConvProjector",
+    "FeatureTap",
+    "Identity",
+    "LayerInfo",
+    "LinearProjector",
+    "build_projector",
+    "find_head",
+    "find_layer",
+    "list_layers",
+]

@@ -1,0 +1,177 @@
+"""The classes every loss derives from: options stored, ``forward`` on tensors, ``compute`` on a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.losses._checks import REDUCTIONS, check_choice, refuse
+from kdkit.outputs import ModelOutput, StepOutputs
+
+__all__ = ["DistillationLoss", "FeatureLoss", "LabelledLogitLoss", "LogitLoss", "Probe", "Reduction"]
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+@dataclass(slots=True)
+class Probe:
+    """What a loss may look at once, before training starts, to size or fill itself.
+
+    Attributes:
+        outputs: one batch through student and teacher, features projected.
+        num_samples: number of training samples (sample indices run from 0 to ``num_samples - 1``).
+        num_classes: classes, or vocabulary entries.
+        class_means: computes (or reads from the store) the teacher's mean feature per class, ``[C, D]``, for a
+            pair name; deterministic transforms, labelled training samples only.
+    """
+
+    outputs: StepOutputs
+    num_samples: int
+    num_classes: int
+    class_means: Callable[[str], Tensor] | None = None
+
+
+class DistillationLoss(nn.Module):
+    """Base of all losses.
+
+    A subclass implements ``forward`` on plain tensors and, if it fits no family below, ``compute``. It keeps each
+    option of its function as an attribute of the same name. Class attributes say what it needs, so that a wrong
+    pairing is refused before anything is trained.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+    needs_class_means: ClassVar[bool] = False
+    needs_index: ClassVar[bool] = False
+    counts: ClassVar[Literal["positions", "labelled"]] = "positions"
+    """Which positions a mean of this loss runs over; the objective divides by their global number."""
+
+    reference: ClassVar[str] = ""
+    """Short source, e.g. ``"Hinton et al. 2015, arXiv:1503.02531, eq. 4"``; listed by ``kdkit ls losses``."""
+
+    late_buffers: ClassVar[tuple[str, ...]] = ()
+    """Buffers that :meth:`prepare` fills: registered empty, and loadable from a checkpoint before it was called."""
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """Names of the feature pairs that this loss reads."""
+        return ()
+
+    def prepare(self, probe: Probe) -> None:
+        """Called once before training, on every rank alike; size modules and fill buffers here."""
+
+    def compute(self, out: StepOutputs) -> Tensor:
+        """Per-position values ``[B]`` or ``[B, T]`` with exact zeros where a position does not count,
+        or a 0-d mean over the counted positions for losses that relate the samples of a batch."""
+        raise NotImplementedError(f"{type(self).__name__} must define compute or derive from a family that does")
+
+    def teacher_of(self, out: StepOutputs) -> ModelOutput:
+        """The teacher's output of a step, or an error that says that it is missing."""
+        if out.teacher is None:
+            refuse(type(self).__name__, "out.teacher", "the teacher's output", None, "give the run a teacher")
+        return out.teacher
+
+    def labels_of(self, out: StepOutputs) -> Tensor:
+        """The labels of a step, or an error that says that they are missing."""
+        if out.labels is None:
+            refuse(type(self).__name__, "out.labels", "a tensor of labels", None, "use data with labels")
+        return out.labels
+
+    def options(self, *names: str, **more: Any) -> dict[str, Any]:
+        """This module's options of these names and ``more``, as keyword arguments for its function."""
+        return {name: getattr(self, name) for name in names} | more
+
+    def extra_repr(self) -> str:
+        options = {name: value for name, value in vars(self).items() if name != "training" and name[0] != "_"}
+        return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in self.late_buffers:
+            stored, own = state_dict.get(prefix + name), getattr(self, name)
+            if isinstance(stored, Tensor) and own.numel() == 0:
+                setattr(self, name, torch.empty(stored.shape, dtype=own.dtype, device=own.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class _ReducedLoss(DistillationLoss):
+    """A loss with one value per position, whose ``forward`` reduces as told and whose ``compute`` never does.
+
+    A subclass implements ``loss(*tensors, mask=..., reduction=...)``: one call of the pure function of the same
+    name with this module's options.
+    """
+
+    def __init__(self, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        self.reduction = check_choice(type(self).__name__, "reduction", reduction, REDUCTIONS)
+
+    def loss(self, *tensors: Tensor, **options: Any) -> Tensor:
+        """The pure function of the same name on ``tensors``, with this module's options."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss")
+
+
+class LogitLoss(_ReducedLoss):
+    """A loss of student and teacher logits, acting on their last dimension.
+
+    Args:
+        reduction: what ``forward`` returns: "mean" over the positions that count, "sum", or "none".
+    """
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """See the function of the same name."""
+        return self.loss(student_logits, teacher_logits, mask=mask, reduction=self.reduction)
+
+    def compute(self, out: StepOutputs) -> Tensor:
+        """Per-position values of one step."""
+        return self.loss(out.student.logits, self.teacher_of(out).logits, mask=out.mask, reduction="none")
+
+
+class LabelledLogitLoss(_ReducedLoss):
+    """A logit loss that needs a label at each position; positions without one count as masked.
+
+    Args:
+        reduction: what ``forward`` returns: "mean" over the positions that count, "sum", or "none".
+    """
+
+    needs_labels = True
+    counts = "labelled"
+
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """See the function of the same name."""
+        return self.loss(student_logits, teacher_logits, labels, mask=mask, reduction=self.reduction)
+
+    def compute(self, out: StepOutputs) -> Tensor:
+        """Per-position values of one step."""
+        teacher, labels = self.teacher_of(out), self.labels_of(out)
+        return self.loss(out.student.logits, teacher.logits, labels, mask=out.mask, reduction="none")
+
+
+class FeatureLoss(_ReducedLoss):
+    """A loss of one pair of tapped tensors, ``forward(student_features, teacher_features)``.
+
+    Args:
+        pair: name of the pair in the ``features`` settings.
+        reduction: what ``forward`` returns: "mean" over the positions that count, "sum", or "none".
+    """
+
+    def __init__(self, pair: str = "penultimate", reduction: Reduction = "mean") -> None:
+        super().__init__(reduction)
+        self.pair = pair
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        return (self.pair,)
+
+    def forward(self, student_features: Tensor, teacher_features: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """See the function of the same name."""
+        return self.loss(student_features, teacher_features, mask=mask, reduction=self.reduction)
+
+    def compute(self, out: StepOutputs) -> Tensor:
+        """Per-position values of one step."""
+        student, teacher = out.student.features[self.pair], self.teacher_of(out).features[self.pair]
+        return self.loss(student, teacher, mask=out.mask, reduction="none")

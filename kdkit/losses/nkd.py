@@ -1,0 +1,99 @@
+"""NKD: the label's term weighted by the teacher, and the other classes normalised among themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from kdkit.losses._base import LabelledLogitLoss, Reduction
+from kdkit.losses._checks import Temperature, check_at_least, check_labels, check_logits, check_temperature
+from kdkit.losses._ops import clean, cross_entropy_rows, log_probs, log_probs_without, pick, reduce, soften, targets
+from kdkit.outputs import IGNORE_INDEX
+
+__all__ = ["NKDLoss", "nkd_loss"]
+
+
+def nkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    temperature: Temperature = 1.0,
+    gamma: float = 1.5,
+    mask: Tensor | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Normalised knowledge distillation.
+
+    .. math:: \ell = - p_y \log q_y \; - \; \gamma\, T^2 \sum_{c \ne y} \hat p_c \log \hat q_c
+
+    :math:`p, q` are the laws of teacher and student at temperature 1; :math:`\hat p, \hat q` are the softmaxes of
+    :math:`z / T` over the classes other than the label :math:`y`, which is left out exactly. Both terms are
+    cross-entropies, as in the authors' code: at student = teacher the value is
+    :math:`-p_y \log p_y + \gamma T^2 H(\hat p)`, the smallest possible for the second term and not for the first,
+    which keeps pulling :math:`q_y` towards 1.
+
+    Banned classes (logit -inf): finite, unless the student bans the label or another class to which the teacher
+    gives mass; then the value is +inf. A law over other classes that are all banned is taken to be uniform.
+
+    Args:
+        student_logits: ``[B, C]`` or ``[B, T, V]``, at least two classes.
+        teacher_logits: the same shape; no gradient flows to it.
+        labels: int64 ``[B]`` or ``[B, T]``; of soft labels ``[B, C]`` the likeliest class is taken.
+        temperature: positive, of the second term only; a number, or a tensor that is 0-d or has one entry per position.
+        gamma: weight of the second term, at least 0; 1.5 for ImageNet (1.0 for DeiT). CIFAR-100: T = 3, gamma = 3.5.
+        mask: bool, true where a position counts.
+        ignore_index: label of a position that does not count.
+        reduction: "mean" over the positions that count, "sum", or "none".
+
+    Returns:
+        A 0-d tensor, or one value per position for "none".
+
+    Raises:
+        InputError: for shapes, dtypes, labels or options outside the rules above.
+
+    Source:
+        Yang et al. 2023, arXiv:2303.13005; value as in the authors' code. It is added to the cross-entropy with
+        labels, each with weight 1.
+    """
+    check_logits("nkd_loss", student_logits, teacher_logits, mask, least_classes=2)
+    check_labels("nkd_loss", labels, student_logits.shape[:-1], student_logits.shape[-1], ignore_index)
+    check_temperature("nkd_loss", temperature, student_logits)
+    check_at_least("nkd_loss", "gamma", gamma, 0.0)
+    index, valid = targets(labels, mask, ignore_index)
+    student, teacher = clean(student_logits, valid), clean(teacher_logits.detach(), valid)
+    log_p_y, log_q_y = pick(log_probs(teacher), index), pick(log_probs(student), index)
+    label_term = cross_entropy_rows(log_p_y.exp().unsqueeze(-1), log_q_y.unsqueeze(-1))
+    others = log_probs_without(soften(teacher, temperature), index).exp()
+    others_term = cross_entropy_rows(others, log_probs_without(soften(student, temperature), index))
+    return reduce(label_term + gamma * temperature**2 * others_term, valid, reduction, "nkd_loss")
+
+
+class NKDLoss(LabelledLogitLoss):
+    """NKD: label term weighted by the teacher's confidence, other classes normalised among themselves, T² included.
+
+    Args:
+        temperature: positive; of the second term only.
+        gamma: weight of the second term, at least 0.
+        ignore_index: label of a position that does not count.
+        reduction: what ``forward`` returns: "mean" over the labelled positions, "sum", or "none".
+    """
+
+    reference = "Yang et al. 2023, arXiv:2303.13005 (NKD)"
+
+    def __init__(
+        self,
+        temperature: Temperature = 1.0,
+        gamma: float = 1.5,
+        ignore_index: int = IGNORE_INDEX,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        self.temperature = check_temperature("NKDLoss", temperature)
+        self.gamma = check_at_least("NKDLoss", "gamma", gamma, 0.0)
+        self.ignore_index = ignore_index
+
+    def loss(self, *tensors: Tensor, **options: Any) -> Tensor:
+        return nkd_loss(*tensors, **self.options("temperature", "gamma", "ignore_index", **options))

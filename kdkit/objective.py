@@ -1,0 +1,99 @@
+"""Terms times weights: the only place where per-position values become one number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdkit.errors import ConfigError, did_you_mean
+from kdkit.losses._base import DistillationLoss
+from kdkit.outputs import StepOutputs
+from kdkit.schedules import Schedule, as_schedule
+
+__all__ = ["Counts", "Objective"]
+
+Counts = Mapping[str, float | Tensor]
+"""Global number of ``positions`` and ``labelled`` positions of an optimizer step."""
+
+
+class Objective(nn.Module):
+    r"""A weighted sum of losses, each divided once by the number of positions it counts.
+
+    .. math:: L = \sum_k w_k(\text{progress}) \; \frac{1}{N_k} \sum_{i\ \text{counted by}\ k} \ell_k(i)
+
+    :math:`N_k` is the global number of counted positions of an optimizer step, over ranks and accumulation steps:
+    pass it as ``totals`` and the micro-batches of a step add up to exactly what one large batch would give.
+    Losses that relate the samples of a batch return a mean :math:`m`; they enter as
+    :math:`m \cdot n_\text{local} / N_k`.
+
+    Args:
+        losses: name -> loss.
+        weights: name -> number or schedule; exactly the names of ``losses``.
+
+    Raises:
+        ConfigError: if the names differ.
+    """
+
+    def __init__(self, losses: Mapping[str, DistillationLoss], weights: Mapping[str, float | Schedule]) -> None:
+        super().__init__()
+        if not losses:
+            raise ConfigError("an objective needs at least one loss; choose some with 'loss=[ce,kd]'")
+        for name in weights:
+            if name not in losses:
+                raise ConfigError(f"weights.{name} has no loss of that name{did_you_mean(name, losses)}")
+        missing = [name for name in losses if name not in weights]
+        if missing:
+            raise ConfigError(f"loss {missing[0]!r} has no weight; set weights.{missing[0]}=1.0")
+        self.losses = nn.ModuleDict(losses)
+        self.schedules = {name: as_schedule(weights[name]) for name in losses}
+
+    def __iter__(self) -> Iterator[tuple[str, DistillationLoss]]:
+        return iter(self.losses.items())  # type: ignore[arg-type]
+
+    @property
+    def pairs(self) -> set[str]:
+        """Names of the feature pairs that any term reads."""
+        return {pair for _, loss in self for pair in loss.pairs}
+
+    def needs(self, what: Literal["teacher", "labels", "class_means", "index"]) -> list[str]:
+        """Names of the terms that need it."""
+        return [name for name, loss in self if getattr(loss, f"needs_{what}")]
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """Value of each weight at this point of the training."""
+        return {name: schedule(progress) for name, schedule in self.schedules.items()}
+
+    @staticmethod
+    def local_counts(out: StepOutputs) -> dict[str, Tensor]:
+        """Number of ``positions`` and ``labelled`` positions of one micro-batch."""
+        return {"positions": out.positions().sum(), "labelled": out.labelled().sum()}
+
+    def forward(self, out: StepOutputs, totals: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total and named terms.
+
+        Args:
+            out: one micro-batch.
+            totals: global ``positions`` and ``labelled`` counts of the optimizer step; ``None`` takes this
+                micro-batch as the whole step.
+
+        Returns:
+            ``(total, terms)``: a 0-d tensor to call ``backward`` on, and per loss its detached, unweighted share of
+            the mean. Summed over the micro-batches and ranks of a step, a term is the mean over the step.
+        """
+        local = self.local_counts(out)
+        # an empty sum: exactly 0, and attached to the graph even where every weight is 0
+        total = out.student.logits.flatten()[:0].sum(dtype=torch.float32)
+        terms: dict[str, Tensor] = {}
+        for name, loss in self:
+            weight = self.schedules[name](out.progress)
+            values = loss.compute(out)
+            summed = values * local[loss.counts] if values.ndim == 0 else values.sum()
+            count = local[loss.counts] if totals is None else totals[loss.counts]
+            term = summed / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
+            terms[name] = term.detach()
+            if weight != 0.0:
+                total = total + weight * term
+        return total, terms

@@ -1,0 +1,67 @@
+"""What networks return and losses receive: two small typed records, torch only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["IGNORE_INDEX", "ModelOutput", "StepOutputs"]
+
+IGNORE_INDEX = -100
+"""Label of a position without one: an unlabelled image, a padded or prompt token."""
+
+
+@dataclass(slots=True)
+class ModelOutput:
+    """What a network says about one batch; the same for teacher and student.
+
+    Attributes:
+        logits: ``[B, C]`` for images, ``[B, T, V]`` for text, already aligned with the labels.
+        features: tapped tensors by pair name (``{"penultimate": [B, D]}``), on the student side after projection.
+    """
+
+    logits: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+    def detach(self) -> ModelOutput:
+        """The same values cut from the graph: how one learner shows itself to another."""
+        return ModelOutput(self.logits.detach(), {name: value.detach() for name, value in self.features.items()})
+
+
+@dataclass(slots=True)
+class StepOutputs:
+    """Everything that a loss may ask for in one step.
+
+    Attributes:
+        student: output of the network that learns.
+        teacher: output of the network that it learns from, or ``None`` for a network alone.
+        labels: int64 ``[B]`` or ``[B, T]`` (:data:`IGNORE_INDEX` = no label), float ``[B, C]`` for soft labels,
+            or ``None``.
+        mask: bool ``[B]`` or ``[B, T]``, true where a position counts; ``None`` means that every position does.
+        progress: share of the training that lies behind, 0 to 1; schedules read it.
+        extra: what few losses need, by name: ``index`` (sample index ``[B]``), paired views, ...
+    """
+
+    student: ModelOutput
+    teacher: ModelOutput | None = None
+    labels: Tensor | None = None
+    mask: Tensor | None = None
+    progress: float = 0.0
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def positions(self) -> Tensor:
+        """Bool mask of the positions that count, shaped like the logits without their last dimension."""
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.student.logits.shape[:-1], dtype=torch.bool, device=self.student.logits.device)
+
+    def labelled(self) -> Tensor:
+        """Bool mask of the positions that count and carry a label."""
+        positions = self.positions()
+        if self.labels is None:
+            return torch.zeros_like(positions)
+        if self.labels.dtype.is_floating_point:
+            return positions
+        return positions & (self.labels != IGNORE_INDEX)

@@ -1,0 +1,25 @@
+"""Tasks: the only places that know the modality."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdkit.tasks._base import Metrics, Task
+    from kdkit.tasks.causal_lm import CausalLM
+    from kdkit.tasks.classification import Classification
+
+_EXPORTS = {"CausalLM": "causal_lm", "Classification": "classification", "Metrics": "_base", "Task": "_base"}
+
+__all__ = ["CausalLM", "Classification", "Metrics", "Task"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

@@ -34,7 +34,9 @@ def imports(path: Path) -> set[str]:
     """Top-level parts of kdkit that a file imports when it is imported (not inside functions)."""
     found = set()
     tree = ast.parse(path.read_text())
-    inner = {id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)}
+    inner = {
+        id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
+    }
     for node in ast.walk(tree):
         if id(node) in inner:
             continue

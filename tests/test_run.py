@@ -119,7 +119,8 @@ def test_resume_with_other_settings_is_refused(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    "losses", ["ce,kd,js", "ce,kl,reverse_kl", "ce,sinkhorn", "ce,nkd", "ce,kd,nd", "ce,bdkd", "ce,bdkd_offline", "sinkd_paper"]
+    "losses",
+    ["ce,kd,js", "ce,kl,reverse_kl", "ce,sinkhorn", "ce,nkd", "ce,kd,nd", "ce,bdkd", "ce,bdkd_offline", "sinkd_paper"],
 )
 def test_every_loss_distils(losses: str) -> None:
     quick = ["engine.baseline=false", "engine.report=false", "engine.export=false"]

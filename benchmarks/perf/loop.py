@@ -43,7 +43,9 @@ def bare(steps: int, batch: int) -> float:
         with torch.no_grad():
             guidance = teacher(x)
         logits = student(x)
-        soft = F.kl_div(F.log_softmax(logits / 4, -1), F.log_softmax(guidance / 4, -1), log_target=True, reduction="none")
+        soft = F.kl_div(
+            F.log_softmax(logits / 4, -1), F.log_softmax(guidance / 4, -1), log_target=True, reduction="none"
+        )
         loss = F.cross_entropy(logits, y) + 16 * soft.sum(-1).mean()
         loss.backward()
         optimizer.step()

@@ -156,11 +156,12 @@ def build_projectors(
     projectors = {}
     for pair in sorted(pairs):
         setting = cfg.features[pair].get("projector", "auto")
-        if setting is None:
+        shapes = student.features[pair].shape, teacher.features[pair].shape
+        if setting is None or shapes[0] == shapes[1]:
             setting = "none"
         elif isinstance(setting, DictConfig):
             setting = partial(_late, setting, pair)
-        projectors[pair] = build_projector(setting, student.features[pair].shape, teacher.features[pair].shape)
+        projectors[pair] = build_projector(setting, *shapes)
     return projectors
 
 
@@ -189,9 +190,16 @@ def make_optimizer(block: DictConfig, learner: Learner) -> Optimizer:
     return instantiate(block, parameter_groups(learner), where="optim")
 
 
-def make_scheduler(block: DictConfig, optimizer: Optimizer, total_steps: int) -> LRScheduler:
-    """The learning-rate schedule of a ``scheduler`` block."""
-    return instantiate(block, optimizer, total_steps, where="scheduler")
+def make_scheduler(block: DictConfig, cfg: DictConfig, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """The learning-rate schedule of a ``scheduler`` block.
+
+    Targets that name ``total_steps`` get it; others (timm's ``t_initial``) say ``${spec.steps}``.
+    """
+    cfg.spec.steps = total_steps
+    try:
+        return instantiate(block, optimizer, offer={"total_steps": total_steps}, where="scheduler")
+    finally:
+        cfg.spec.steps = None
 
 
 def _plain(value: Any) -> Any:

@@ -67,6 +67,7 @@ def scene_of(cfg: DictConfig) -> Scene:
 
 def run_cell(cell: Cell, context: Context) -> dict[str, Any]:
     """Train and measure one cell; a failure comes back as a record, not as an exception."""
+    from kdkit._config.safety import trust_of
     from kdkit._run.distill import distill_networks
     from kdkit._run.finish import distilled_rows, finish
     from kdkit._run.session import open_session
@@ -75,7 +76,10 @@ def run_cell(cell: Cell, context: Context) -> dict[str, Any]:
     cfg = cell.config()
     record["losses"] = [str(name) for name in cfg.loss]
     try:
-        with open_session(cfg, context, tag=cell.method, scene=scene_of(cfg), folder=Path(cell.folder)) as session:
+        with (
+            trust_of(context),
+            open_session(cfg, context, tag=cell.method, scene=scene_of(cfg), folder=Path(cell.folder)) as session,
+        ):
             distilled = distill_networks(session)
             rows = distilled_rows(session, distilled)
             finish(session, "distill", distilled.student, distilled.fit, rows)

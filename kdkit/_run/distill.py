@@ -213,7 +213,7 @@ def _fit(session: Session, distiller: Distiller, teacher: Teacher | None) -> Fit
         data=scene.data,
         settings=settings,
         optimizer=partial(make_optimizer, cfg.optim),
-        scheduler=partial(make_scheduler, cfg.scheduler),
+        scheduler=partial(make_scheduler, cfg.scheduler, cfg),
         accelerator=scene.accelerator,
         teacher=teacher,
         seed=int(cfg.seed),

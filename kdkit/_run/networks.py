@@ -146,7 +146,7 @@ def train_alone(
         data=data,
         settings=recipe.settings,
         optimizer=partial(make_optimizer, recipe.optim),
-        scheduler=partial(make_scheduler, recipe.scheduler),
+        scheduler=partial(make_scheduler, recipe.scheduler, scene.cfg),
         accelerator=scene.accelerator,
         seed=recipe.seed,
         folder=folder,

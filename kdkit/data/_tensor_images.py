@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from kdkit.data._in_memory import InMemory, Resident
 from kdkit.data._subsets import check_labels, hold_out, keep_labels
 from kdkit.data.augment import to_unit
 from kdkit.errors import DataError, InputError
+from kdkit.outputs import IGNORE_INDEX
 
 __all__ = [
     "Augmentation",
@@ -131,6 +133,11 @@ class TensorImages(InMemory):
             digest.update(data.images.reshape(-1).numpy().data)
             digest.update(data.labels.reshape(-1).numpy().data)
         return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Also ``labelled``: training samples that carry a label."""
+        labelled = int((self._source["train"].labels != IGNORE_INDEX).sum())
+        return {**super().describe(), "labelled": labelled}
 
     def _finish(self, batch: Batch, random: torch.Generator | None) -> Batch:
         if random is not None and self.augment is not None:

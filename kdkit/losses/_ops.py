@@ -78,7 +78,7 @@ def log_probs_without(logits: Tensor, index: Tensor) -> Tensor:
 def kl_rows(log_a: Tensor, log_b: Tensor) -> Tensor:
     """``KL(a || b)`` of each row, from log-probabilities; +inf where ``a`` has mass that ``b`` bans."""
     a = log_a.exp()
-    return (a * (log_a - log_b).masked_fill(a == 0, 0.0)).sum(dim=-1)
+    return (a * (log_a - log_b).masked_fill_(a == 0, 0.0)).sum(dim=-1)
 
 
 def cross_entropy_rows(a: Tensor, log_b: Tensor) -> Tensor:

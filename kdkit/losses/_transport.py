@@ -84,20 +84,16 @@ def _solve_reduced(plan: Tensor, right: Tensor) -> Tensor:
     return solution
 
 
-@torch.no_grad()
-def sinkhorn_plan(cost: Tensor, epsilon: float, tolerance: float, max_iterations: int) -> Tensor:
-    r"""The plan of ``min <P, C> + epsilon KL(P || a b^T)`` with uniform marginals, in the log domain.
+def _balance(kernel: Tensor, v: Tensor, tolerance: float, limit: int) -> tuple[Tensor, int]:
+    """Scale the columns, ``v``, of ``exp(kernel + u + v)``, whose rows are normalised by ``u`` all along.
 
-    Rows are normalised exactly all along; the Sinkhorn update ``v += log b - log P^T 1`` moves the columns. Every ten
-    updates the marginals are looked at and Newton steps are tried, kept as long as each at least halves the error:
-    they end what Sinkhorn alone would need thousands of iterations for. The result has exact row marginals, and
-    column marginals off by at most ``tolerance`` in total unless ``max_iterations`` (of either kind) came first.
+    The Sinkhorn update is ``v += log b - log P^T 1``. Every ten of them the error is looked at and Newton steps are
+    tried, kept as long as each at least halves it: they end what would take thousands of updates.
+    Returns ``v`` and the number of iterations of either kind, at most ``limit``.
     """
-    rows, columns = cost.shape
-    kernel = cost / -epsilon
-    v = kept = torch.zeros_like(cost[0])
-    error, newton = float("inf"), False
-    for iteration in range(max_iterations):
+    rows, columns = kernel.shape
+    kept, error, newton = v, math.inf, False
+    for iteration in range(limit):
         log_conditional = torch.log_softmax(kernel + v, dim=1)
         log_excess = torch.logsumexp(log_conditional, dim=0) + math.log(columns / rows)
         if not newton and iteration % 10:
@@ -105,15 +101,32 @@ def sinkhorn_plan(cost: Tensor, epsilon: float, tolerance: float, max_iterations
             continue
         previous, error = error, float(torch.expm1(log_excess).abs().mean())
         if error <= tolerance:
-            break
+            return v, iteration
         if newton and not error <= previous / 2:
             v, error, newton = kept, previous, False
         else:
             kept, newton = v, True
             v = v - _solve_reduced(log_conditional.exp() / rows, torch.expm1(log_excess) / columns)
-    else:
-        v = kept if newton else v
-    return torch.softmax(kernel + v, dim=1) / rows
+    return kept if newton else v, limit
+
+
+@torch.no_grad()
+def sinkhorn_plan(cost: Tensor, epsilon: float, tolerance: float, max_iterations: int) -> Tensor:
+    r"""The plan of ``min <P, C> + epsilon KL(P || a b^T)`` with uniform marginals, by Sinkhorn in the log domain.
+
+    A small ``epsilon`` is reached by halving a larger one, roughly balanced at each stop. The row marginals of the
+    result are exact; its column marginals are off by at most ``tolerance`` in total unless ``max_iterations``, over
+    all stops, came first.
+    """
+    v = torch.zeros_like(cost[0])
+    halvings = max(0, math.ceil(math.log2(max(float(cost.max()) / (20 * epsilon), 1.0))))
+    left = max_iterations
+    for stop in range(halvings, -1, -1):
+        kernel = cost / (-epsilon * 2**stop)
+        v, used = _balance(kernel, v, tolerance if stop == 0 else 0.01, left)
+        left -= used
+        v = v * 2 if stop else v
+    return torch.softmax(kernel + v, dim=1) / len(cost)
 
 
 @torch.no_grad()
@@ -176,10 +189,13 @@ def lowrank_plan(cost: Tensor, rank: int, tolerance: float, max_iterations: int)
     POT takes point clouds and their squared Euclidean distance. The cost without its row and column means is handed
     over as such a distance: for :math:`C = U S V^\top` the points :math:`x_i = (U S^{1/2})_i / \sqrt 2` and
     :math:`y_j = -(V S^{1/2})_j / \sqrt 2` have :math:`\|x_i - y_j\|^2 = C_{ij} + r_i + c_j`, and constants per row
-    and column change no plan with fixed marginals. So any cost can be used, and exactly that one is.
+    and column change no plan with fixed marginals. So any cost can be used, and exactly that one is. Where it is
+    constant but for those means, every plan is as good; the product of the marginals is returned.
     """
     a, b, array = _uniform(cost)
     centred = array - array.mean(axis=1, keepdims=True) - array.mean(axis=0, keepdims=True) + array.mean()
+    if abs(centred).max() <= 1e-12 * abs(array).max():
+        return torch.full_like(cost, 1 / cost.numel())
     left, scale, right = torch.linalg.svd(torch.from_numpy(centred), full_matrices=False)
     half = (scale / 2).sqrt()
     points = ((left * half).numpy(), (-right.T * half).numpy())
@@ -231,7 +247,10 @@ class TransportProblem:
 
     @torch.no_grad()
     def solve(self, cost: Tensor) -> tuple[Tensor, Tensor]:
-        """The value reported for a float64 cost and its derivative with respect to the cost, both constants."""
+        """The value reported for a float64 cost and its derivative with respect to the cost, both constants; NaN for
+        a cost that is not finite, so that a diverged network shows as such."""
+        if not bool(cost.isfinite().all()):
+            return cost.new_tensor(math.nan), torch.full_like(cost, math.nan)
         plan = self.plan(cost)
         total = (plan * cost).sum()
         if self.solver in ("exact", "lowrank"):

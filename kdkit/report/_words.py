@@ -77,7 +77,11 @@ def data_text(run: Run) -> str:
     """``"digits (1.30 k training images)"``."""
     name = str(run.data.get("name") or "its data")
     size = finite(run.data.get("train"))
-    return f"{name} ({int(size):,} training {samples(run)})" if size else name
+    if not size:
+        return name
+    labelled = finite(run.data.get("labelled"))
+    some = f", {int(labelled):,} of them labelled" if labelled is not None and labelled < size else ""
+    return f"{name} ({int(size):,} training {samples(run)}{some})"
 
 
 def losses_text(losses: Mapping[str, Any]) -> str:

@@ -139,7 +139,9 @@ class BreaksAt(KLLoss):
 
 def test_nan_stops_names_the_term_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, losses={"ce": CELoss(), "bad": BreaksAt()})
-    message = r"student: loss term bad became NaN or infinite at step 10 \(epoch 1, batch 2, first samples \[.*step-00000008"
+    message = (
+        r"student: loss term bad became NaN or infinite at step 10 \(epoch 1, batch 2, first samples \[.*step-00000008"
+    )
     with pytest.raises(NonFiniteError, match=message):
         trainer.fit()
     assert all(torch.isfinite(value).all() for value in trainer.store.latest().tensors.values())  # type: ignore[union-attr]
@@ -162,7 +164,9 @@ def test_accumulation_gives_the_gradient_of_one_large_batch() -> None:
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"engine.batch_size must not exceed the training split, got 128 for 64 samples"):
+    with pytest.raises(
+        ConfigError, match=r"engine.batch_size must not exceed the training split, got 128 for 64 samples"
+    ):
         make_trainer(settings=Settings(batch_size=128))
     with pytest.raises(ConfigError, match="holds no whole optimizer step"):
         make_trainer(settings=Settings(batch_size=32, accumulation=4))

@@ -63,3 +63,11 @@ def test_banned_classes() -> None:
 def test_a_smoothing_that_is_no_share_is_refused(label_smoothing: float) -> None:
     with pytest.raises(InputError, match=r"^CELoss: label_smoothing must be a number in \[0.0, 1.0\), got"):
         CELoss(label_smoothing)
+
+
+def test_masked_soft_labels_may_hold_anything(rng: torch.Generator) -> None:
+    logits = torch.randn(3, 4, generator=rng).requires_grad_()
+    labels = torch.full((3, 4), 0.25).index_fill(0, torch.tensor([1]), math.nan)
+    value = ce_loss(logits, labels, mask=torch.tensor([True, False, True]))
+    assert torch.allclose(value, ce_loss(logits[[0, 2]], labels[[0, 2]]))
+    assert torch.autograd.grad(value, logits)[0][1].tolist() == [0.0] * 4

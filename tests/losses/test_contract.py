@@ -411,6 +411,15 @@ def test_banned_classes(name: str, dtype: torch.dtype) -> None:
 
 
 @EVERY
+def test_a_diverged_network_shows_as_nan(name: str) -> None:
+    case = make(name)
+    for side in filter(None, (case.student, case.teacher)):
+        assert case.call(
+            reduction="mean", **{side: case.inputs[side].index_fill(0, torch.tensor([0]), math.nan)}
+        ).isnan()
+
+
+@EVERY
 def test_a_batch_without_positions_is_exactly_zero(name: str) -> None:
     case = make(name)
     masks = [torch.zeros(5, dtype=torch.bool)]

@@ -77,9 +77,7 @@ def test_logits_of_80_and_400_are_exact(rng: torch.Generator) -> None:
 
 def test_a_learnable_temperature_gets_its_gradient_through_both_laws(golden: Golden) -> None:
     temperature = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda t: kl_loss(golden.student, golden.teacher, temperature=t), temperature
-    )
+    assert torch.autograd.gradcheck(lambda t: kl_loss(golden.student, golden.teacher, temperature=t), temperature)
 
 
 def test_options_show_in_the_representation() -> None:

@@ -66,7 +66,11 @@ def test_it_is_zero_along_the_class_mean_and_two_against_it() -> None:
 def test_zero_vectors_give_one_and_no_gradient(dtype: torch.dtype) -> None:
     zero, some = torch.zeros(1, 3, dtype=dtype), torch.ones(1, 3, dtype=dtype)
     labels = torch.tensor([0])
-    for student, teacher, means, moves in ((some, some, zero, False), (zero, zero, some, False), (zero, some, some, True)):
+    for student, teacher, means, moves in (
+        (some, some, zero, False),
+        (zero, zero, some, False),
+        (zero, some, some, True),
+    ):
         student = student.clone().requires_grad_()
         value = nd_loss(student, teacher, labels, class_means=means)
         slope = torch.autograd.grad(value, student)[0]
@@ -99,7 +103,9 @@ def test_wrong_class_means_and_widths_are_refused(features: tuple[Tensor, ...]) 
 
 def _probe(means: Tensor | None) -> Probe:
     outputs = StepOutputs(ModelOutput(torch.zeros(2, 4)))
-    return Probe(outputs, num_samples=10, num_classes=4, class_means=None if means is None else {"penultimate": means}.get)
+    return Probe(
+        outputs, num_samples=10, num_classes=4, class_means=None if means is None else {"penultimate": means}.get
+    )
 
 
 def test_prepare_fills_the_means_and_compute_uses_them(features: tuple[Tensor, ...]) -> None:
@@ -109,7 +115,9 @@ def test_prepare_fills_the_means_and_compute_uses_them(features: tuple[Tensor, .
     step = StepOutputs(
         ModelOutput(logits, {"penultimate": student}), ModelOutput(logits, {"penultimate": teacher}), labels
     )
-    with pytest.raises(InputError, match=r"^NDLoss: class_means must be .+, got float32 \[0, 0\]; call prepare\(probe\)"):
+    with pytest.raises(
+        InputError, match=r"^NDLoss: class_means must be .+, got float32 \[0, 0\]; call prepare\(probe\)"
+    ):
         loss.compute(step)
     loss.prepare(_probe(means))
     assert torch.equal(loss.compute(step), nd_loss(student, teacher, labels, class_means=means, reduction="none"))

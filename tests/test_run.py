@@ -232,3 +232,18 @@ def test_a_folder_with_something_in_it_is_not_written_over(capsys: pytest.Captur
     assert run("distill", *TINY, "run_dir=mine") == 2
     assert "is there already and not empty" in capsys.readouterr().err
     assert Path("mine/thesis.txt").read_text() == "important"
+
+
+def test_an_ensemble_of_different_networks_may_have_members_of_its_own() -> None:
+    member = "{model: {_target_: kdkit.models.mlp, num_classes: '${spec.num_classes}', image_size: 8}}"
+    assert run("distill", *TINY, "engine.baseline=false", f"teacher.members=[{member}]", "run_dir=out") == 0
+    assert rows(Path("out"))["teacher"]["network"] == "2 networks"
+
+
+def test_a_pretrained_classifier_of_the_same_classes_is_used_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    timm_student = ["student=resnet18_micro", "student.model.channels=[4,4,4,4]"]
+    assert run("train", *TINY[:1], *TINY[4:], *timm_student, "run_dir=big") == 0
+    capsys.readouterr()
+    teacher = ["teacher=timm", f"teacher.model.name=local-dir:{Path('big/student').absolute()}"]
+    assert run("distill", "experiment=digits", *teacher, *TINY[4:], "run_dir=out") == 0
+    assert "as they come" in capsys.readouterr().out

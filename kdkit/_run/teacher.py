@@ -1,4 +1,4 @@
-"""The teacher of a run: loaded, taken from the store, trained first, left random, or several of them."""
+"""The teacher of a run: loaded, pretrained, out of the store, trained first, left random, or several of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from kdkit._run.build import Scene, build_network
 from kdkit._run.networks import Recipe, Trained, provide_alone
 from kdkit.engine.callbacks import Callback
 from kdkit.errors import ConfigError
+from kdkit.models._build import origin_of
 from kdkit.models._network import Network
 from kdkit.teachers._base import Teacher
 
@@ -72,8 +73,9 @@ def _blocks(teacher: DictConfig) -> list[tuple[DictConfig, str]]:
         raise ConfigError(f"teacher.ensemble must be a whole number of at least 1, got {copies}")
     blocks = [(teacher, f" #{number + 1}" if copies > 1 else "") for number in range(copies)]
     for number, member in enumerate(teacher.get("members") or [], start=1):
-        defaults = {"weights": None, "normalization": None, "input_size": None, "train": teacher.train}
-        blocks.append((OmegaConf.create({**defaults, **member}), f" +{number}"))
+        plain = [OmegaConf.to_container(node, resolve=True) for node in (teacher.train, member)]
+        defaults = {"weights": None, "normalization": None, "input_size": None, "train": plain[0]}
+        blocks.append((OmegaConf.create({**defaults, **plain[1]}), f" +{number}"))  # type: ignore[dict-item]
     return blocks
 
 
@@ -89,5 +91,10 @@ def _member(
         network = build_network(block, scene, seed=int(cfg.seed), where=where, name=name)
         source = "its pretrained weights" if block.weights == "pretrained" else str(block.weights)
         return Trained(network, f"loaded from {source}")
+    if any(block.model.get(key) for key in ("pretrained", "weights")) or ":" in str(block.model.get("name", "")):
+        network = build_network(block, scene, seed=int(cfg.seed), where=where, name=name)
+        origin = origin_of(network.module)
+        if origin is not None and origin.ready:
+            return Trained(network, f"the pretrained weights of {origin.library}'s {name}, as they come")
     recipe = Recipe.of_teacher(cfg, block.train, number)
     return provide_alone(block, recipe, scene, where=where, name=name, label="teacher", callbacks=callbacks)

@@ -24,6 +24,7 @@ class Origin:
         arguments: keyword arguments that build it again, JSON-able.
         mean: per channel, the input normalisation that its pretrained weights expect; ``None`` without such.
         std: per channel.
+        ready: whether the weights are pretrained, classifier included, so that the network may be used as it is.
     """
 
     library: str
@@ -31,6 +32,7 @@ class Origin:
     arguments: dict[str, Any] = field(default_factory=dict)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    ready: bool = False
 
 
 def note_origin(module: nn.Module, origin: Origin) -> nn.Module:

@@ -68,7 +68,7 @@ def hf_causal_lm(
             raise ConfigError(f"language model '{pretrained}' can not be loaded: {reason}") from error
     if lora is not None:
         module = _with_lora(module, plain(lora))
-    return note_origin(module, Origin("transformers", type(module).__name__))
+    return note_origin(module, Origin("transformers", type(module).__name__, ready=pretrained is not None))
 
 
 def _with_lora(module: nn.Module, options: dict[str, Any]) -> nn.Module:

@@ -56,6 +56,7 @@ def timm_model(
         },
         tuple(config["mean"]) if own and config.get("mean") else None,
         tuple(config["std"]) if own and config.get("std") else None,
+        ready=own and config.get("num_classes") == num_classes,
     )
     return note_origin(module, origin)
 
@@ -107,10 +108,11 @@ def torchvision_model(
             "set model.weights=null, or weights to a local file"
         ) from error
     head_name, head = find_head(module)
-    if isinstance(head, nn.Linear) and head.out_features != num_classes:
+    ready = not isinstance(head, nn.Linear) or head.out_features == num_classes
+    if isinstance(head, nn.Linear) and not ready:
         _replace(module, head_name, nn.Linear(head.in_features, num_classes))
     preset = entry.transforms()
-    return note_origin(module, Origin("torchvision", name, {}, tuple(preset.mean), tuple(preset.std)))
+    return note_origin(module, Origin("torchvision", name, {}, tuple(preset.mean), tuple(preset.std), ready))
 
 
 def hf_image_classifier(
@@ -153,12 +155,13 @@ def hf_image_classifier(
             pretrained, num_labels=num_classes, ignore_mismatched_sizes=True, **options
         )
         processor = transformers.AutoImageProcessor.from_pretrained(pretrained)
+        ready = transformers.AutoConfig.from_pretrained(pretrained).num_labels == num_classes
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"image classifier '{pretrained}' can not be loaded: {' '.join(str(error).split())[:300]}"
         ) from error
-    origin = Origin("transformers", type(module).__name__, {}, tuple(processor.image_mean), tuple(processor.image_std))
-    return note_origin(module, origin)
+    statistics = tuple(processor.image_mean), tuple(processor.image_std)
+    return note_origin(module, Origin("transformers", type(module).__name__, {}, *statistics, ready))
 
 
 def hf_config(model_type: str, mapping: str, options: dict[str, Any]) -> Any:

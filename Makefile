@@ -19,8 +19,8 @@ $(STAMP): pyproject.toml
 
 install: $(STAMP)  ## Create .venv and install kdkit with everything that development needs
 
-demo: $(STAMP)  ## The main job on real data: a teacher, a student alone, the same student distilled, a leaderboard
-	$(BIN)/kdkit compare experiment=digits
+demo: $(STAMP)  ## The main job on real data: a teacher, a student alone, the same student distilled six ways, a leaderboard
+	$(BIN)/kdkit compare experiment=digits_few 'losses=[ce,kd,js,sinkhorn,nkd,nd,bdkd]' seeds=5
 
 test: $(STAMP)  ## Every test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup

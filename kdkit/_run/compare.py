@@ -59,7 +59,8 @@ def compare(cfg: DictConfig, context: Context) -> Path:
         "methods": {name: list(chosen.loss) for name, chosen in configs.items()},
         "seeds": seeds,
         "data": scene.data.describe(),
-        "teacher": teacher.as_dict() if teacher is not None else None,
+        "teacher": _teacher_facts(teacher, scene.task.primary),
+        "teacher_row": teacher.as_dict() if teacher is not None else None,
         "notes": _notes(cells, scene.data.describe()),
         "cells": {f"{cell.method}/{cell.seed}": sha256_json(_defining(cell.settings)) for cell in cells},
         "environment": environment,
@@ -161,9 +162,25 @@ def _prepare_teachers(cells: Sequence[Cell]) -> Row | None:
     return row
 
 
+def _teacher_facts(row: Row | None, primary: str) -> dict[str, str] | None:
+    """What a reader of the leaderboard wants to know of the teacher."""
+    if row is None:
+        return None
+    numbers = {name: f"{row.metrics[name]:.4g}" for name in (primary, "nll", "ece") if name in row.metrics}
+    return {"network": row.network, **numbers, "parameters": f"{row.parameters:,}", "weights": row.origin}
+
+
 def _notes(cells: Sequence[Cell], data: dict[str, Any]) -> list[str]:
+    from kdkit._run.distill import network_name
+
     cfg = cells[0].config()
-    notes = ["Every method has the same student, data order and number of steps; only the objective differs."]
+    notes = [
+        f"Every method trains the same student, {network_name(cfg.student)}, on the same batches for the same "
+        "number of steps; only the objective differs."
+    ]
+    online = sorted({cell.method for cell in cells if cell.settings.get("teacher_loss")})
+    if online:
+        notes.append(f"{' and '.join(online)}: online, with an untrained teacher that learns beside the student.")
     labels = cfg.data.get("labels")
     if labels:
         notes.append(

@@ -38,7 +38,7 @@ format: $(STAMP)  ## Let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 docs: $(STAMP)  ## Build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 build: $(STAMP)  ## Wheel and sdist into dist/
 	$(BIN)/python -m build

@@ -266,11 +266,22 @@ def _rename_folder(source: Path, target: Path, existing: str) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _usual_permissions() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+_PERMISSIONS = _usual_permissions()
+"""Some writers (safetensors) make files that nobody but their owner may read."""
+
+
 def _sync_tree(folder: Path) -> None:
     for root, _, files in os.walk(folder):
         for name in files:
             path = Path(root, name)
             if not path.is_symlink():
+                path.chmod(_PERMISSIONS)
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         _sync_folder(Path(root))

@@ -84,8 +84,10 @@ class Objective(nn.Module):
             the mean. Summed over the micro-batches and ranks of a step, a term is the mean over the step.
         """
         local = self.local_counts(out)
-        # an empty sum: exactly 0, and attached to the graph even where every weight is 0
+        # empty sums: exactly 0, and attached to the graph (projectors too) even where every weight is 0
         total = out.student.logits.flatten()[:0].sum(dtype=torch.float32)
+        for feature in out.student.features.values():
+            total = total + feature.flatten()[:0].sum(dtype=torch.float32)
         terms: dict[str, Tensor] = {}
         for name, loss in self:
             weight = self.schedules[name](out.progress)

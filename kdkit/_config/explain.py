@@ -187,6 +187,12 @@ def unknown_key(key: str, failed: Failed) -> ConfigError:
             break
         path.append(part)
         config = config._get_node(part)
+    else:  # the key exists: it was given a block that holds an unknown one
+        given = next((o.value() for o in failed.composer.parse(failed.overrides) if o.key_or_group == key), None)
+        known = config if isinstance(config, DictConfig) else {}
+        inner = next((str(name) for name in given if name not in known), None) if isinstance(given, dict) else None
+        if inner is not None:
+            return ConfigError(f"{key} has no setting {inner!r}; if you want to add it, use a plus: +{key}.{inner}=…")
     return _not_in(config, ".".join(path), part, key, failed)
 
 

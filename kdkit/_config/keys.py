@@ -17,6 +17,8 @@ _NETWORK = ("model", "weights", "normalization", "input_size")
 _TEACHER = (*_NETWORK, "ensemble", "members", "train")
 _TRAIN = ("seed", "epochs", "max_steps", "batch_size", "optim", "scheduler", "data", "engine")
 _FEATURE = ("student", "teacher", "projector")
+_WHOLE_RUN = frozenset({"precision", "device", "threads", "deterministic", "progress", "baseline", "export", "report"})
+_SEED = 2**31 - 1
 _LEAVES = frozenset({"defaults", "hydra"})
 
 
@@ -43,14 +45,20 @@ def check_keys(cfg: Mapping[str, Any], recipes: Path) -> None:
     _known("teacher", teacher, _TEACHER)
     if isinstance(teacher, Mapping):
         _train("teacher.train", teacher.get("train"), engine)
-        for place, member in enumerate(teacher.get("members") or []):
+        members = teacher.get("members") or []
+        if not isinstance(members, list):
+            raise ConfigError(f"teacher.members must be a list of blocks like teacher, got {members!r}")
+        for place, member in enumerate(members):
             _known(f"teacher.members[{place}]", member, (*_NETWORK, "train"))
             _train(f"teacher.members[{place}].train", (member or {}).get("train"), engine)
 
 
 def _train(path: str, block: Any, engine: Mapping[str, Any]) -> None:
     _known(path, block, _TRAIN)
-    _known(f"{path}.engine", (block or {}).get("engine"), engine)
+    own = (block or {}).get("engine")
+    _known(f"{path}.engine", own, engine)
+    for key in (key for key in own or {} if key in _WHOLE_RUN):
+        raise ConfigError(f"{path}.engine.{key} would change nothing: engine.{key} holds for the whole run; set that")
 
 
 @functools.cache
@@ -74,11 +82,14 @@ def _known(path: str, block: Any, names: Iterable[str]) -> None:
 
 def check_numbers(cfg: Mapping[str, Any]) -> None:
     """Refuse the first number out of range, by the name of its setting."""
-    _whole("seed", cfg.get("seed", 0), least=0)
+    _whole("seed", cfg.get("seed", 0), least=0, most=_SEED)
+    for key in ("student", "teacher"):
+        if (cfg.get(key) or {}).get("input_size") is not None:
+            _whole(f"{key}.input_size", cfg[key]["input_size"], least=1)
     _engine("engine", cfg.get("engine") or {})
     train = (cfg.get("teacher") or {}).get("train") or {}
     if train:
-        _whole("teacher.train.seed", train.get("seed", 0), least=0)
+        _whole("teacher.train.seed", train.get("seed", 0), least=0, most=_SEED)
         _engine("teacher.train", train)
         _engine("teacher.train.engine", train.get("engine") or {})
     ensemble = (cfg.get("teacher") or {}).get("ensemble")
@@ -119,6 +130,8 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _whole(path: str, value: Any, *, least: int) -> None:
+def _whole(path: str, value: Any, *, least: int, most: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{path} must be a whole number of at least {least}, got {value!r}")
+    if most is not None and value > most:
+        raise ConfigError(f"{path} must be a whole number of at most {most}, got {value!r}")

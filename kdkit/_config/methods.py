@@ -99,4 +99,6 @@ def _belongs(override: Override, chosen: DictConfig) -> bool:
     """Whether a typed setting of a loss, a weight or a feature pair has its loss or pair in these settings."""
     block, name, *_ = [*override.key_or_group.split("."), ""]
     losses = {"weights": "loss", "teacher_weights": "teacher_loss"}.get(block, block)
-    return name in chosen[losses] or (block == "features" and bool(override.is_add() or override.is_force_add()))
+    if block == "features":
+        return name in chosen.features or bool(override.is_add() or override.is_force_add())
+    return "_target_" in (chosen[losses].get(name) or {})  # an experiment may tune losses that are not chosen

@@ -22,7 +22,7 @@ from kdkit.data._base import Batch, DataModule, ImageSpec
 from kdkit.engine.distiller import Learner
 from kdkit.engine.optim import parameter_groups
 from kdkit.engine.rng import seed_everything
-from kdkit.errors import ConfigError
+from kdkit.errors import ConfigError, KdkitError
 from kdkit.losses._base import Probe
 from kdkit.models._network import Network
 from kdkit.objective import Objective
@@ -39,6 +39,7 @@ __all__ = [
     "make_optimizer",
     "make_scheduler",
     "prepare_losses",
+    "quiet_forward",
     "set_scene",
     "step_outputs",
 ]
@@ -81,9 +82,12 @@ def make_accelerator(cfg: DictConfig, folder: Path | None = None) -> Accelerator
     if engine.threads:
         torch.set_num_threads(int(engine.threads))
     loggers = list(cfg.loggers or {}) if folder is not None else []
+    on_cpu = engine.device == "cpu" or not torch.cuda.is_available()
+    if engine.precision == "fp16" and on_cpu:
+        raise ConfigError("engine.precision=fp16 needs a CUDA device; use engine.precision=bf16 or no on the CPU")
     AcceleratorState._reset_state()  # a sweep may change precision or device from job to job in one process
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=engine.precision,
             cpu=engine.device == "cpu",
             log_with=loggers or None,
@@ -93,6 +97,10 @@ def make_accelerator(cfg: DictConfig, folder: Path | None = None) -> Accelerator
         raise ConfigError(
             f"engine.precision={engine.precision} or loggers={loggers} cannot be used: {error}"
         ) from error
+    missing = [name for name in loggers if name not in {str(found) for found in accelerator.log_with}]
+    if missing:
+        raise ConfigError(f"loggers.{missing[0]} is not installed; run `pip install {missing[0]}`, or leave it out")
+    return accelerator
 
 
 def fill_spec(cfg: DictConfig, data: DataModule) -> None:
@@ -135,6 +143,28 @@ def build_network(block: DictConfig, scene: Scene, *, seed: int, where: str, nam
         name=name,
     )
     return network.to(scene.device)
+
+
+@torch.no_grad()
+def quiet_forward(network: Network, scene: Scene, batch: Batch, where: str) -> ModelOutput:
+    """Outputs in evaluation mode, without gradient and without a trace in the network.
+
+    Raises:
+        ConfigError: if the network cannot take this batch.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        return scene.task.forward(network, batch)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        if isinstance(error, KdkitError | torch.OutOfMemoryError):
+            raise
+        raise ConfigError(
+            f"{where}.model cannot take a batch of data {scene.data.name!r} ({' '.join(str(error).split())}); "
+            "give it the channels, the size and the vocabulary of the data, ${spec.in_chans} and so on"
+        ) from error
+    finally:
+        network.train(was_training)
 
 
 def build_objective(losses: Mapping[str, Any], weights: Mapping[str, Any], where: str = "loss") -> Objective:

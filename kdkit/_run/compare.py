@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 
 from kdkit._config.methods import method_configs, seed_list
 from kdkit._files import append_jsonl, read_jsonl, sha256_json, write_json
 from kdkit._run.cells import Cell, run_cells, scene_of
-from kdkit._run.folder import load_config, make_run_dir, run_environment, write_run_files
+from kdkit._run.folder import (
+    first_command,
+    gone_if_refused,
+    load_config,
+    make_run_dir,
+    run_environment,
+    write_run_files,
+)
 from kdkit.errors import ConfigError, InputError, KdkitError
 
 if TYPE_CHECKING:
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compare"]
 
-_CELL_ENGINE = {"baseline": False, "export": False, "report": False, "checkpoint_every": 0, "eval_every": 0}
+_CELL_ENGINE = {"baseline": False, "export": False, "report": False, "checkpoint_every": 0}
 
 
 def compare(cfg: DictConfig, context: Context) -> Path:
@@ -38,17 +46,28 @@ def compare(cfg: DictConfig, context: Context) -> Path:
     Raises:
         KdkitError: after the report is written, if a cell failed.
     """
+    if PartialState(cpu=cfg.engine.device == "cpu").num_processes > 1:
+        raise ConfigError("kdkit compare starts its own processes; call it without torchrun or accelerate launch")
+    configs, seeds, workers = method_configs(cfg, context), seed_list(cfg), _workers(cfg)
+    folder = _folder(cfg)
+    with gone_if_refused(folder, not cfg.resume):
+        return _compare(folder, configs, seeds, workers, cfg, context)
+
+
+def _compare(
+    folder: Path, configs: dict[str, DictConfig], seeds: list[int], workers: int, cfg: DictConfig, context: Context
+) -> Path:
     from kdkit.report import write_compare_report
 
-    configs, seeds = method_configs(cfg, context), seed_list(cfg)
-    folder = _folder(cfg)
     cells = _cells(configs, seeds, folder)
     done = _finished(folder, cells)
     todo = [cell for cell in cells if (cell.method, cell.seed) not in done]
     scene = scene_of(cells[0].config())
-    teacher = _prepare_teachers(cells)
-    environment = run_environment(context.command_line)
+    environment = run_environment(first_command(folder) if cfg.resume else context.command_line)
+    digests = {f"{cell.method}/{cell.seed}": sha256_json(_defining(cell.settings)) for cell in cells}
     write_run_files(folder, cells[0].config(), environment)
+    write_json(folder / "compare.json", {"command": environment["command"], "cells": digests})  # to go on from here
+    teacher = _prepare_teachers(cells)
     facts = {
         "command": environment["command"],
         "name": str(cfg.name),
@@ -62,11 +81,11 @@ def compare(cfg: DictConfig, context: Context) -> Path:
         "teacher": _teacher_facts(teacher, scene.task.primary),
         "teacher_row": teacher.as_dict() if teacher is not None else None,
         "notes": _notes(cells, scene.data.describe()),
-        "cells": {f"{cell.method}/{cell.seed}": sha256_json(_defining(cell.settings)) for cell in cells},
+        "cells": digests,
         "environment": environment,
     }
     write_json(folder / "compare.json", facts)
-    failed = _run(todo, context, folder, _workers(cfg), len(cells))
+    failed = _run(todo, context, folder, workers, len(cells))
     report = write_compare_report(folder)
     _print_leaderboard(folder, facts)
     print(f"report: {report}", flush=True)
@@ -104,7 +123,8 @@ def _cells(configs: dict[str, DictConfig], seeds: Sequence[int], folder: Path) -
         for method, chosen in configs.items():
             cfg = chosen.copy()
             cfg.seed, cfg.resume, cfg.run_dir, cfg.loggers = seed, None, None, {}
-            cfg.engine.update(_CELL_ENGINE)
+            eval_every = cfg.engine.eval_every if cfg.engine.select == "best" else 0
+            cfg.engine.update({**_CELL_ENGINE, "eval_every": eval_every})
             settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
             cells.append(Cell(method, seed, settings, str(folder / "cells" / f"{method}-s{seed}")))
     return cells

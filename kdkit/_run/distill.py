@@ -21,6 +21,7 @@ from kdkit._run.build import (
     make_optimizer,
     make_scheduler,
     prepare_losses,
+    quiet_forward,
     step_outputs,
 )
 from kdkit._run.networks import Recipe, Trained, provide_alone
@@ -65,10 +66,10 @@ def network_name(block: DictConfig) -> str:
     for key in ("name", "model_name"):
         if model.get(key):
             return str(model[key])
-    builder = str(model.get("_target_", "network")).rsplit(".", 1)[-1]
-    hidden = {"_target_", "num_classes", "in_chans", "vocab_size", "image_size", "pretrained"}
+    builder = str(model.get("model_type") or model.get("_target_", "network")).rsplit(".", 1)[-1]
+    hidden = {"_target_", "model_type", "num_classes", "in_chans", "vocab_size", "image_size", "intermediate_size"}
     options = [f"{key}={value}" for key, value in model.items() if key not in hidden and isinstance(value, int | str)]
-    return f"{builder}({', '.join(options[:4])})" if options else builder
+    return f"{builder}({', '.join(options[:3])})" if options else builder
 
 
 def distill_networks(session: Session) -> Distilled:
@@ -124,16 +125,23 @@ def build_distiller(scene: Scene, student: Network, objective: Objective, guide:
     """Connect student and teacher: taps, shape checks, projectors, losses that fill themselves."""
     cfg = scene.cfg
     pairs = objective.pairs
-    student.tap({pair: cfg.features[pair].student for pair in pairs})
+    _tap(student, cfg, pairs, "student")
     teacher_layers = {pair: cfg.features[pair].teacher for pair in pairs}
     if guide is not None:
-        (guide.learner or guide.teacher).tap(teacher_layers)  # type: ignore[union-attr]
+        _tap(guide.learner or guide.teacher, cfg, pairs, "teacher")  # type: ignore[arg-type]
     batch = scene.probe_batch()
-    student_out = _quiet_forward(student, scene, batch)
+    student_out = quiet_forward(student, scene, batch, "student")
     teacher_out: ModelOutput | None = None
     if guide is not None:
-        teacher_out = _quiet_forward(guide.learner, scene, batch) if guide.learner else guide.teacher(batch)  # type: ignore[misc]
+        for member in guide.members:
+            teacher_out = quiet_forward(member.network, scene, batch, "teacher")
+        teacher_out = teacher_out if guide.teacher is None else guide.teacher(batch)
     scene.task.check_outputs(student_out, teacher_out, batch)
+    if teacher_out is not None and bool(torch.isnan(teacher_out.logits).any()):
+        raise ConfigError(
+            "the teacher answers NaN to the first samples; if it was trained here, lower teacher.train.optim.lr, or "
+            "else check teacher.weights"
+        )
     projectors = build_projectors(cfg, pairs, student_out, teacher_out) if teacher_out is not None else {}
     learner = Learner(student, objective, projectors).to(scene.device)
     means = _class_means(scene, guide, teacher_layers)
@@ -150,14 +158,12 @@ def build_distiller(scene: Scene, student: Network, objective: Objective, guide:
     return Distiller(scene.task, learners)
 
 
-@torch.no_grad()
-def _quiet_forward(network: Network, scene: Scene, batch: dict[str, Tensor]) -> ModelOutput:
-    was_training = network.training
-    network.eval()
+def _tap(network: Network | Teacher, cfg: DictConfig, pairs: set[str], side: str) -> None:
     try:
-        return scene.task.forward(network, batch)
-    finally:
-        network.train(was_training)
+        network.tap({pair: cfg.features[pair][side] for pair in pairs})
+    except ConfigError as error:
+        names = " and ".join(f"features.{pair}.{side}={cfg.features[pair][side]}" for pair in sorted(pairs))
+        raise ConfigError(f"{names}: {error}") from error
 
 
 def _class_means(scene: Scene, guide: Guide | None, layers: dict[str, Any]) -> Callable[[str], Tensor] | None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
+import shlex
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +19,18 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 import kdkit
-from kdkit._files import write_atomic, write_json
+from kdkit._files import read_jsonl, write_atomic, write_json
 from kdkit.errors import CheckpointError, ConfigError, InputError
 
-__all__ = ["load_config", "make_run_dir", "resume_config", "run_environment", "write_run_files"]
+__all__ = [
+    "first_command",
+    "gone_if_refused",
+    "load_config",
+    "make_run_dir",
+    "resume_config",
+    "run_environment",
+    "write_run_files",
+]
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "torchmetrics", "POT", "hydra-core", "numpy")
 _FREE_ON_RESUME = ("resume", "run_dir", "loggers", "engine.progress", "engine.report", "engine.export")
@@ -51,6 +64,34 @@ def make_run_dir(cfg: DictConfig, tag: str) -> Path:
             f"run_dir={path} cannot be written ({error.strerror or error}); choose a folder that can, with run_dir=..."
         ) from error
     return path
+
+
+@contextmanager
+def gone_if_refused(folder: Path, new: bool) -> Iterator[None]:
+    """Take a new folder away again when an error ends the run before its training has left anything there."""
+    try:
+        yield
+    except Exception:
+        if new and not _worth_keeping(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                for parent in folder.parents:
+                    if parent.parts[:1] == ("runs",):
+                        parent.rmdir()
+        raise
+
+
+def _worth_keeping(folder: Path) -> bool:
+    kept = any(next(folder.glob(pattern), None) for pattern in ("checkpoints/step-*", "cells/*"))
+    return kept or any(line.get("network") == "student" for line in read_jsonl(folder / "metrics.jsonl"))
+
+
+def first_command(folder: Path) -> str:
+    """The command that started a run, for a report that somebody else can repeat."""
+    try:
+        return str(json.loads((folder / "environment.json").read_text())["command"])
+    except (OSError, ValueError, KeyError):
+        return shlex.join(["kdkit", "distill", f"resume={folder}"])
 
 
 def run_environment(command: str) -> dict[str, Any]:
@@ -92,8 +133,26 @@ def _commit() -> str | None:
 
 def write_run_files(folder: Path, cfg: DictConfig, environment: dict[str, Any]) -> None:
     """``config.yaml`` (resolved) and ``environment.json``."""
-    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(_resolved(cfg))))
     write_json(folder / "environment.json", environment)
+
+
+def _resolved(cfg: DictConfig) -> Any:
+    """The settings as a run uses them; ``${spec.steps}`` stays, since every training has its own number of steps."""
+    mark = "<spec.steps>"
+    marked = cfg.copy()
+    marked.spec.steps = mark
+    plain: Any = OmegaConf.to_container(marked, resolve=True)
+    plain["spec"]["steps"] = None
+    return _replaced(plain, mark, "${spec.steps}")
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _replaced(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, old, new) for item in value]
+    return new if value == old else value
 
 
 def load_config(folder: str | Path) -> DictConfig:
@@ -120,6 +179,7 @@ def resume_config(cfg: DictConfig, overrides: list[str]) -> DictConfig:
         ConfigError: naming the first settings that differ.
     """
     stored = load_config(cfg.resume)
+    _check_command(cfg, stored)
     if any(_key(override) not in _FREE_ON_RESUME for override in overrides):
         typed = OmegaConf.to_container(cfg, resolve=False)
         differences = _differences(typed, OmegaConf.to_container(stored), "")
@@ -135,6 +195,16 @@ def resume_config(cfg: DictConfig, overrides: list[str]) -> DictConfig:
             OmegaConf.update(stored, key, OmegaConf.select(cfg, key))
     stored.run_dir, stored.resume = str(cfg.resume), str(cfg.resume)
     return stored
+
+
+def _check_command(cfg: DictConfig, stored: DictConfig) -> None:
+    """A run goes on with the command that started it; each has settings that the others lack."""
+    marks = {"losses": "compare", "network": "train"}
+    now, then = (next((marks[key] for key in marks if key in settings), "distill") for settings in (cfg, stored))
+    if (Path(cfg.resume) / "compare.json").is_file():
+        then = "compare"
+    if now != then:
+        raise ConfigError(f"resume={cfg.resume} is a run of kdkit {then}; continue it with kdkit {then} resume=...")
 
 
 def _key(override: str) -> str:

@@ -11,12 +11,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
 from kdkit._config.build import instantiate
 from kdkit._files import read_jsonl, to_json
-from kdkit._run.build import Scene, build_network, build_objective, make_optimizer, make_scheduler
+from kdkit._run.build import (
+    Scene,
+    build_network,
+    build_objective,
+    make_optimizer,
+    make_scheduler,
+    quiet_forward,
+)
 from kdkit.data._base import DataModule
 from kdkit.engine.callbacks import Callback, Recorder
 from kdkit.engine.distiller import Distiller, Learner
@@ -139,6 +147,9 @@ def train_alone(
     if objective.needs("teacher"):
         name = objective.needs("teacher")[0]
         raise ConfigError(f"loss {name!r} needs a teacher and this network is trained alone; use 'loss=[ce]'")
+    batch = scene.probe_batch()
+    where = "teacher" if label == "teacher" else "student"
+    scene.task.check_outputs(quiet_forward(network, scene, batch, where), None, batch)
     distiller = Distiller(scene.task, {"student": Learner(network, objective)})
     trainer = Trainer(
         distiller,
@@ -196,8 +207,8 @@ def provide_alone(
     }
     network = build_network(block, scene, seed=recipe.seed, where=where, name=name)
     found = store.find("networks", definition)
-    trained_now = found is None
-    if found is None:
+    trained_now = not _every_rank(accelerator, found is not None)
+    if trained_now:
         with TemporaryDirectory() as scratch:
             records = Path(scratch) / "metrics.jsonl"
             listeners = [*callbacks, Recorder(records, label)]
@@ -210,14 +221,22 @@ def provide_alone(
                 store.put("networks", definition, files)
         accelerator.wait_for_everyone()
         found = store.find("networks", definition)
-        if found is None:
-            raise ConfigError(f"the trained {label} could not be read back from the store {store.root}")
+    if found is None:
+        raise ConfigError(f"the trained {label} could not be read back from the store {store.root}")
     network.module.load_state_dict(load_file(found / "model.safetensors"))
     facts = json.loads((found / "facts.json").read_text())
     key = store.key(definition)
     seconds = float(facts["seconds"])
     origin = _origin(trained_now, key, facts, recipe)
     return Trained(network, origin, key, seconds, read_jsonl(found / "metrics.jsonl"), facts)
+
+
+def _every_rank(accelerator: Accelerator, here: bool) -> bool:
+    """Whether all ranks say yes: another run may put an entry into the store while they look."""
+    if accelerator.num_processes == 1:
+        return here
+    agreed = accelerator.reduce(torch.tensor(float(here), device=accelerator.device), "sum")
+    return int(agreed) == accelerator.num_processes
 
 
 def _origin(now: bool, key: str, facts: dict[str, Any], recipe: Recipe) -> str:

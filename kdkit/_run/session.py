@@ -13,9 +13,16 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from kdkit._files import append_jsonl, write_json
+from kdkit._files import clean_temporaries, read_jsonl, to_json, write_atomic, write_json
 from kdkit._run.build import Scene, make_accelerator, set_scene
-from kdkit._run.folder import make_run_dir, resume_config, run_environment, write_run_files
+from kdkit._run.folder import (
+    first_command,
+    gone_if_refused,
+    make_run_dir,
+    resume_config,
+    run_environment,
+    write_run_files,
+)
 from kdkit.engine.callbacks import Callback, Recorder, TrackerLog, make_progress
 from kdkit.engine.interrupt import Interrupted
 
@@ -71,9 +78,13 @@ class Session:
 
     def add_history(self, records: list[dict[str, Any]], network: str) -> None:
         """Put the learning curve of a network that came out of the store beside this run's own."""
-        if self.scene.accelerator.is_main_process and not self.resumed:
-            for record in records:
-                append_jsonl(self.metrics_file, {**record, "network": network})
+        if not self.scene.accelerator.is_main_process:
+            return
+        lines = read_jsonl(self.metrics_file)
+        others = [line for line in lines if line.get("network") != network]
+        if len(others) + len(records) != len(lines):  # a run that was killed may have written some of them
+            lines = [*others, *({**record, "network": network} for record in records)]
+            write_atomic(self.metrics_file, "".join(to_json(line) + "\n" for line in lines))
 
     def write_results(self, content: dict[str, Any]) -> None:
         """``results.json``."""
@@ -105,18 +116,26 @@ def open_session(
     if resumed:
         cfg = resume_config(cfg, list(context.overrides))
     state = PartialState(cpu=cfg.engine.device == "cpu")
+    new = folder is None and not resumed
     if folder is None:
         folder = Path(cfg.resume) if resumed else _agreed_folder(cfg, tag, state)
-    quiet = scene is not None
+    with gone_if_refused(folder, new and state.is_main_process), _opened(cfg, context, scene, folder) as session:
+        yield session
+
+
+@contextmanager
+def _opened(cfg: DictConfig, context: Context, scene: Scene | None, folder: Path) -> Iterator[Session]:
+    quiet, resumed = scene is not None, bool(cfg.resume)
     accelerator = scene.accelerator if scene is not None else make_accelerator(cfg, folder)
     inner = Scene(cfg, scene.data, scene.task, accelerator) if scene is not None else set_scene(cfg, accelerator)
     if scene is not None:
         cfg.spec = scene.cfg.spec
     with open_dict(cfg):
         cfg.run_dir = str(folder)
-    environment = run_environment(context.job_line)
+    environment = run_environment(first_command(folder) if resumed else context.job_line)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
+        clean_temporaries(folder)
         write_run_files(folder, cfg, environment)
     if not quiet and accelerator.log_with:
         _start_trackers(cfg, accelerator)
@@ -125,7 +144,7 @@ def open_session(
         yield session
     except Interrupted as error:
         if not quiet:
-            session.say(f"{error}; continue with: kdkit distill resume={folder}")
+            session.say(f"{error}; continue with: kdkit {context.command} resume={folder}")
         raise
     finally:
         if not quiet and accelerator.trackers:

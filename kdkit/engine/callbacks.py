@@ -46,9 +46,15 @@ class Recorder(Callback):
     def on_start(self, label: str, step: int, total_steps: int) -> None:
         """A run that goes on from a checkpoint takes back what was written after that checkpoint."""
         old = read_jsonl(self.path)
-        kept = [line for line in old if line.get("network") != self.network or line.get("step", 0) <= step > 0]
+        kept = [line for line in old if line.get("network") != self.network or self._precedes(line, step, total_steps)]
         if len(kept) != len(old):
             write_atomic(self.path, "".join(to_json(line) + "\n" for line in kept))
+
+    @staticmethod
+    def _precedes(line: Record, step: int, total_steps: int) -> bool:
+        """Whether a line stays; the evaluation at the very end is made again by a finished run that is resumed."""
+        again = step == total_steps and line.get("event") == "eval"
+        return bool(line.get("step", 0) < step or (line.get("step", 0) == step > 0 and not again))
 
     def on_train(self, record: Record) -> None:
         append_jsonl(self.path, {"event": "train", "network": self.network, **record})

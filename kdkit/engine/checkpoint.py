@@ -59,7 +59,8 @@ class CheckpointStore:
         self.keep = max(keep, 1)
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write one checkpoint and drop the oldest beyond ``keep``."""
+        """Write one checkpoint, then drop the oldest beyond ``keep`` and all of later steps: a training that went on
+        from an older one found those damaged."""
         target = self.folder / f"step-{checkpoint.step:08d}"
         tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()}
         parts = {
@@ -73,8 +74,10 @@ class CheckpointStore:
                 (temporary / name).write_bytes(content)
             manifest = {name: sha256_file(temporary / name) for name in parts}
             (temporary / "manifest.json").write_text(to_json(manifest, indent=2))
-        for old in self.list()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        written = self.list()
+        newest = written.index(target) + 1
+        for other in [*written[newest:], *written[: max(newest - self.keep, 0)]]:
+            shutil.rmtree(other, ignore_errors=True)
         return target
 
     def list(self) -> list[Path]:

@@ -29,6 +29,7 @@ class Meter:
         self.has_teacher = has_teacher
         self.cuda = accelerator.device.type == "cuda"
         self.seconds_before = 0.0
+        self.teacher_before = 0.0
         self._begin = time.perf_counter()
         self._pause = 0.0
         self._events: list[tuple[Any, Any]] = []
@@ -130,6 +131,10 @@ class Meter:
 
     @property
     def teacher_share(self) -> float | None:
-        """Share of all the time since :meth:`start` spent in the teacher, ``None`` without one."""
-        spent = self.seconds - self.seconds_before
-        return self._teacher_total / spent if self.has_teacher and spent > 0 else None
+        """Share of all the training time spent in the teacher, ``None`` without one."""
+        return self.teacher_spent / self.seconds if self.has_teacher and self.seconds > 0 else None
+
+    @property
+    def teacher_spent(self) -> float:
+        """Seconds in the teacher up to the last record, earlier parts of a resumed run included."""
+        return self.teacher_before + self._teacher_total

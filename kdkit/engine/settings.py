@@ -89,4 +89,6 @@ class Settings:
         values = {key: value for key, value in dataclasses.asdict(self).items() if key not in inert}
         if self.max_steps is not None:
             del values["epochs"]
+        if self.select == "best":
+            values["eval_every"] = self.eval_every  # decides which weights there are to choose from
         return values

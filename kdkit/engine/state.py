@@ -36,6 +36,7 @@ def collect_state(trainer: Trainer) -> Checkpoint:
         "identity": trainer.identity,
         "total_steps": trainer.total_steps,
         "seconds": trainer.meter.seconds,
+        "teacher_seconds": trainer.meter.teacher_spent,
         "average_updates": trainer.average.updates if trainer.average else 0,
         "best_metrics": trainer.best["metrics"],
         "best_step": trainer.best["step"],
@@ -81,6 +82,7 @@ def restore_state(trainer: Trainer, checkpoint: Checkpoint | None) -> float:
     if accelerator.scaler is not None and checkpoint.training["scaler"] is not None:
         accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
     trainer.step = checkpoint.step
+    trainer.meter.teacher_before = float(meta["teacher_seconds"])
     restore_rng(checkpoint.rng[accelerator.process_index])
     return float(meta["seconds"])
 

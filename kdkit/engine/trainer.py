@@ -99,6 +99,7 @@ class Trainer:
         self.steps_per_epoch = self._steps_per_epoch()
         self.total_steps = settings.max_steps or settings.epochs * self.steps_per_epoch
         self.step = 0
+        self.saved: int | None = None
         self.distiller = distiller.to(accelerator.device)
         if settings.channels_last:
             self.distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -107,6 +108,11 @@ class Trainer:
                 learner.network.module.compile()
         self.optimizers = {name: optimizer(learner) for name, learner in distiller.items()}
         self.schedulers = {name: scheduler(opt, self.total_steps) for name, opt in self.optimizers.items()}
+        if accelerator.scaler is not None and len(self.optimizers) > 1:
+            raise ConfigError(
+                "engine.precision=fp16 scales the gradients of one learner, and here the teacher learns too; use "
+                "engine.precision=bf16 or no"
+            )
         prepared = accelerator.prepare(self.distiller, *self.optimizers.values())
         self.wrapped = prepared[0]
         self.optimizers = dict(zip(self.optimizers, prepared[1:], strict=True))
@@ -154,7 +160,9 @@ class Trainer:
                     self._after_step()
                     if self._asked_to_stop(guard):
                         self._stop_early()
-            validation = self._finish()
+                validation = self._finish()
+                if self._asked_to_stop(guard, now=True):
+                    self._stop_early()
         finally:
             self._tell("on_end")
         chosen = self._select()
@@ -245,16 +253,30 @@ class Trainer:
         where = f"epoch {epoch}, batch {position}"
         if immediate and group and "index" in group[0]:
             where += f", first samples {group[0]['index'][:4].tolist()}"
-        kept = self.store.list() if self.store is not None else []
-        way_out = f"; the last good checkpoint is {kept[-1]}" if kept else ""
         raise NonFiniteError(
             f"{self.label}: loss term {' and '.join(bad)} became NaN or infinite at step {self.step} ({where})"
-            f"{way_out}; lower optim.lr, set engine.grad_clip=1.0, or check the data"
+            f"{self._last_good()}; lower optim.lr, set engine.grad_clip=1.0, or check the data"
         )
+
+    def _guard_weights(self) -> None:
+        """The last update may have spoilt weights that no loss has seen yet."""
+        for name, learner in self.distiller.items():
+            finite = [torch.isfinite(value).all() for value in learner.parameters()]
+            if not bool(torch.stack(finite).all()):
+                raise NonFiniteError(
+                    f"{self.label}: weights of the {name} became NaN or infinite by step {self.step}"
+                    f"{self._last_good()}; lower optim.lr, or set engine.grad_clip=1.0"
+                )
+
+    def _last_good(self) -> str:
+        kept = self.store.list() if self.store is not None else []
+        return f"; the last good checkpoint is {kept[-1]}" if kept else ""
 
     def _after_step(self) -> None:
         settings = self.settings
         finished = self.step >= self.total_steps
+        if finished:
+            self._guard_finite([], force=True)
         if self.step % settings.log_every == 0 or finished:
             self._log()
         if self.step % self.steps_per_epoch == 0 and not finished:
@@ -300,25 +322,28 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this instant; never one with weights gone NaN."""
+        self._guard_finite([], force=True)
+        self._guard_weights()
         if self.store is None:
             return
-        self._guard_finite([], force=True)
         with self.meter.paused():
             checkpoint = collect_state(self)
             if self.accelerator.is_main_process:
                 self.store.save(checkpoint)
             self.accelerator.wait_for_everyone()
+        self.saved = self.step
 
-    def _asked_to_stop(self, guard: InterruptGuard) -> bool:
+    def _asked_to_stop(self, guard: InterruptGuard, *, now: bool = False) -> bool:
         if self.accelerator.num_processes == 1:
             return guard.requested
-        if self.step % 10:
+        if self.step % 10 and not now:
             return False
         flag = torch.tensor(float(guard.requested), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def _stop_early(self) -> None:
-        self.save()
+        if self.saved != self.step:
+            self.save()
         raise Interrupted(f"{self.label}: stopped at step {self.step} of {self.total_steps}")
 
     def _finish(self) -> dict[str, float]:

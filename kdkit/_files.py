@@ -16,7 +16,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal
 
-from kdkit.errors import InputError
+from kdkit.errors import InputError, KdkitWarning
 
 __all__ = [
     "append_jsonl",
@@ -195,7 +195,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
                 raise ValueError("not an object")
         except ValueError:
             if number < len(lines):
-                warnings.warn(f"{path}: line {number} is damaged and was left out", stacklevel=2)
+                warnings.warn(f"{path}: line {number} is damaged and was left out", KdkitWarning, stacklevel=2)
             continue
         records.append(record)
     return records

@@ -6,16 +6,18 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdkit import __version__
-from kdkit.errors import ConfigError, KdkitError, closest, did_you_mean
+from kdkit.errors import ConfigError, KdkitError, KdkitWarning, closest, did_you_mean
 
 __all__ = ["main"]
 
 HYDRA_COMMANDS = ("distill", "train", "evaluate", "compare")
 COMMANDS = (*HYDRA_COMMANDS, "report", "ls")
+_PYTHON_FORMAT = warnings.formatwarning
 
 HELP = """\
 kdkit: compress a teacher network into a student by knowledge distillation, for images and text.
@@ -62,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    warnings.formatwarning = _format_warning
     try:
         return _dispatch(words)
     except KeyboardInterrupt:
@@ -74,6 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as error:
         return _failed(error)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if issubclass(category, KdkitWarning):
+        return f"kdkit: warning: {message}\n"
+    return _PYTHON_FORMAT(message, category, filename, lineno, line)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -11,6 +11,7 @@ __all__ = [
     "DataError",
     "InputError",
     "KdkitError",
+    "KdkitWarning",
     "NonFiniteError",
     "closest",
     "did_you_mean",
@@ -19,6 +20,10 @@ __all__ = [
 
 class KdkitError(Exception):
     """Base of every error that kdkit raises on purpose; the command line shows its text alone and exits with 2."""
+
+
+class KdkitWarning(UserWarning):
+    """Something is not as it should be and kdkit went on without it; the command line shows its text alone."""
 
 
 class InputError(KdkitError, ValueError):

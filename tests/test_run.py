@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -224,6 +229,111 @@ def test_bad_input_is_one_sentence_and_status_2(
     assert message in error
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["teacher.model.in_chans=3"], "teacher.model cannot take a batch of data 'digits'"),
+        (["teacher.model.num_classes=7"], "the networks have 7 classes and the data 10"),
+        (["loss=[ce,nd]", "features.penultimate.student=layer9"], "features.penultimate.student=layer9: "),
+        (["optim.lr=-1"], "Invalid learning rate"),
+        (["data=image_folder", "data.root=gone"], "gone/train does not exist"),
+        (["engine.precision=fp16", "engine.device=cpu"], "engine.precision=fp16 needs a CUDA device"),
+        (["teacher.train.optim.lr=1e38", "teacher.train.max_steps=1"], "the teacher answers NaN"),
+    ],
+)
+def test_a_refused_run_leaves_nothing(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("distill", *TINY, "engine.baseline=false", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("accelerate.tracking.is_wandb_available", lambda: False)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    assert run("distill", *TINY[:-1], "logger=[wandb]") == 2
+    assert "loggers.wandb is not installed" in capsys.readouterr().err
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is() -> None:
+    assert run("distill", *TINY, "run_dir=done") == 0
+    before = [(line["network"], line["event"], line["step"]) for line in read_jsonl("done/metrics.jsonl")]
+    command = json.loads(Path("done/results.json").read_text())["command"]
+    weights = load_file("done/student/model.safetensors")
+    (Path("done") / ".results.json.tmp-1-aa").write_text("left by a kill")
+    lines = Path("done/metrics.jsonl").read_text().splitlines()
+    Path("done/metrics.jsonl").write_text("\n".join(lines[1:]) + "\n")  # killed while the baseline's curve was copied
+    assert run("distill", "resume=done") == 0
+    again = [(line["network"], line["event"], line["step"]) for line in read_jsonl("done/metrics.jsonl")]
+    assert again == before
+    assert json.loads(Path("done/results.json").read_text())["command"] == command
+    assert not (Path("done") / ".results.json.tmp-1-aa").exists()
+    assert all(torch.equal(value, weights[name]) for name, value in load_file("done/student/model.safetensors").items())
+
+
+def test_resume_knows_the_steps_that_a_schedule_was_given() -> None:
+    schedule = "{_target_: timm.scheduler.CosineLRScheduler, t_initial: '${spec.steps}', t_in_epochs: false}"
+    quick = ["engine.baseline=false", "engine.report=false"]
+    assert run("distill", *TINY, *quick, "~scheduler", f"+scheduler={schedule}", "run_dir=done") == 0
+    weights = load_file("done/student/model.safetensors")
+    shutil.rmtree("done/checkpoints")
+    assert run("distill", "resume=done") == 0
+    assert all(torch.equal(value, weights[name]) for name, value in load_file("done/student/model.safetensors").items())
+
+
+def test_resume_needs_the_command_that_started_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", *TINY, "engine.report=false", "run_dir=alone") == 0
+    assert run("distill", "resume=alone") == 2
+    assert "resume=alone is a run of kdkit train" in capsys.readouterr().err
+    assert run("train", "resume=alone") == 0
+
+
+def test_compare_chooses_among_as_many_evaluations_as_asked() -> None:
+    options = [*TINY, "losses=[kd]", "seeds=1", "workers=1", "run_dir=board", "engine.select=best"]
+    assert run("compare", *options, "engine.max_steps=80") == 0
+    events = [line["event"] for line in read_jsonl("board/cells/kd-s0/metrics.jsonl")]
+    assert events.count("eval") > 1
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_comparison_end_too() -> None:
+    words = ["compare", *TINY, "engine.max_steps=2000", "losses=[ce,kd]", "seeds=2", "workers=2", "run_dir=board"]
+    main_process = subprocess.Popen([sys.executable, "-m", "kdkit.cli", *words], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (workers := _children(main_process.pid)) or len(list(Path("board/cells").glob("*"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    main_process.kill()
+    main_process.wait()
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def _children(parent: int) -> list[str]:
+    """Processes of this parent, from /proc."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if path.read_text().rsplit(")", 1)[1].split()[1] == str(parent):
+                found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run_and_resume_it_to_the_same_numbers() -> None:
+    quick = ["engine.report=false", "engine.export=false", "engine.ema=0.9", "loss=[ce,kd,nd]", "weights.nd=0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "kdkit.cli"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([*launch, "distill", *TINY, *quick], env=environment, check=True, timeout=300)
+    path = only_run()
+    first = rows(path)["student distilled"]["metrics"]
+    assert json.loads((path / "results.json").read_text())["summary"]["processes"] == 2
+    subprocess.run([*launch, "distill", f"resume={path}"], env=environment, check=True, timeout=300)
+    assert rows(path)["student distilled"]["metrics"] == first
 
 
 def test_a_folder_with_something_in_it_is_not_written_over(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,8 +49,6 @@ def run_command(command: str, argv: Sequence[str]) -> None:
         Exception: for a fault of kdkit's.
     """
     flags, options = _flags(argv)
-    if flags.config_dir and not Path(flags.config_dir).is_dir():
-        raise ConfigError(f"--config-dir {flags.config_dir} is no folder; give the one that holds your recipes")
     composer = Composer(recipes_dir(), Path(flags.config_dir) if flags.config_dir else None)
     name = str(flags.config_name or command).removesuffix(".yaml")
     context = Context(command, tuple(argv), tuple(flags.overrides), composer.recipes, name, composer.config_dir)

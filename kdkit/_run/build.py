@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,7 @@ __all__ = [
     "make_accelerator",
     "make_optimizer",
     "make_scheduler",
+    "on_cpu",
     "prepare_losses",
     "quiet_forward",
     "set_scene",
@@ -72,6 +74,12 @@ class Scene:
         return next(iter(self.data.batches("train", size, train=False, device=self.device)))
 
 
+def on_cpu(engine: DictConfig) -> bool:
+    """What accelerate has to be told: left to itself it takes ranks without a GPU for runs of their own."""
+    ranks = int(os.environ.get("WORLD_SIZE") or 1)
+    return engine.device == "cpu" or (ranks > 1 and engine.device == "auto" and not torch.cuda.is_available())
+
+
 def make_accelerator(cfg: DictConfig, folder: Path | None = None) -> Accelerator:
     """The accelerator of the ``engine`` and ``loggers`` settings."""
     engine = cfg.engine
@@ -82,14 +90,13 @@ def make_accelerator(cfg: DictConfig, folder: Path | None = None) -> Accelerator
     if engine.threads:
         torch.set_num_threads(int(engine.threads))
     loggers = list(cfg.loggers or {}) if folder is not None else []
-    on_cpu = engine.device == "cpu" or not torch.cuda.is_available()
-    if engine.precision == "fp16" and on_cpu:
+    if engine.precision == "fp16" and (engine.device == "cpu" or not torch.cuda.is_available()):
         raise ConfigError("engine.precision=fp16 needs a CUDA device; use engine.precision=bf16 or no on the CPU")
     AcceleratorState._reset_state()  # a sweep may change precision or device from job to job in one process
     try:
         accelerator = Accelerator(
             mixed_precision=engine.precision,
-            cpu=engine.device == "cpu",
+            cpu=on_cpu(engine),
             log_with=loggers or None,
             project_config=ProjectConfiguration(str(folder), logging_dir=str(folder)) if folder is not None else None,
         )

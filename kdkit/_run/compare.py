@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdkit._config.methods import method_configs, seed_list
 from kdkit._files import append_jsonl, read_jsonl, sha256_json, write_json
+from kdkit._run.build import on_cpu
 from kdkit._run.cells import Cell, run_cells, scene_of
 from kdkit._run.folder import (
     first_command,
@@ -46,7 +47,7 @@ def compare(cfg: DictConfig, context: Context) -> Path:
     Raises:
         KdkitError: after the report is written, if a cell failed.
     """
-    if PartialState(cpu=cfg.engine.device == "cpu").num_processes > 1:
+    if PartialState(cpu=on_cpu(cfg.engine)).num_processes > 1:
         raise ConfigError("kdkit compare starts its own processes; call it without torchrun or accelerate launch")
     configs, seeds, workers = method_configs(cfg, context), seed_list(cfg), _workers(cfg)
     folder = _folder(cfg)

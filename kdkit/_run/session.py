@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdkit._files import clean_temporaries, read_jsonl, to_json, write_atomic, write_json
-from kdkit._run.build import Scene, make_accelerator, set_scene
+from kdkit._run.build import Scene, make_accelerator, on_cpu, set_scene
 from kdkit._run.folder import (
     first_command,
     gone_if_refused,
@@ -83,7 +83,7 @@ class Session:
         lines = read_jsonl(self.metrics_file)
         others = [line for line in lines if line.get("network") != network]
         if len(others) + len(records) != len(lines):  # a run that was killed may have written some of them
-            lines = [*others, *({**record, "network": network} for record in records)]
+            lines = [*({**record, "network": network} for record in records), *others]
             write_atomic(self.metrics_file, "".join(to_json(line) + "\n" for line in lines))
 
     def write_results(self, content: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ def open_session(
     resumed = bool(cfg.resume)
     if resumed:
         cfg = resume_config(cfg, list(context.overrides))
-    state = PartialState(cpu=cfg.engine.device == "cpu")
+    state = PartialState(cpu=on_cpu(cfg.engine))
     new = folder is None and not resumed
     if folder is None:
         folder = Path(cfg.resume) if resumed else _agreed_folder(cfg, tag, state)

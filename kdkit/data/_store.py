@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdkit._files import atomic_dir
-from kdkit.errors import InputError
+from kdkit.errors import InputError, KdkitWarning
 
 __all__ = ["keep", "store"]
 
@@ -31,6 +31,7 @@ def keep(folder: Path, write: Callable[[Path], object]) -> bool:
         with atomic_dir(folder, existing="replace") as temporary:
             write(temporary)
     except (InputError, OSError) as error:
-        warnings.warn(f"{folder} is not kept ({error}); set KDKIT_STORE to a folder with room", stacklevel=2)
+        text = f"{folder} is not kept ({error}); set KDKIT_STORE to a folder with room"
+        warnings.warn(text, KdkitWarning, stacklevel=2)
         return False
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -87,9 +88,13 @@ def _find(root: str | None, download: bool) -> Path:
     if download:
         from torchvision.datasets import FashionMNIST as Torchvision
 
+        new = [folder for folder in (raw, *raw.parents) if not folder.exists()]
         try:
             Torchvision(str(target), download=True)
         except (OSError, RuntimeError) as error:
+            with suppress(OSError):
+                for folder in new:
+                    folder.rmdir()
             reason = f"the download failed ({' '.join(str(error).split()) or type(error).__name__})"
     if _holds_all(raw):
         return raw

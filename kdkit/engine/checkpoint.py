@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from kdkit._files import atomic_dir, clean_temporaries, sha256_file, to_json
-from kdkit.errors import CheckpointError
+from kdkit.errors import CheckpointError, KdkitWarning
 
 __all__ = ["Checkpoint", "CheckpointStore"]
 
@@ -100,7 +100,7 @@ class CheckpointStore:
                 return self.load(path)
             except CheckpointError as error:
                 problems.append(str(error))
-                warnings.warn(f"{error}; trying the one before", stacklevel=2)
+                warnings.warn(f"{error}; trying the one before", KdkitWarning, stacklevel=2)
         if problems:
             raise CheckpointError(
                 f"{self.folder}: none of the {len(problems)} checkpoints is readable (the newest: {problems[0]}); "

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -293,7 +294,18 @@ class Trainer:
         record["eta"] = self.meter.seconds / max(self.step, 1) * (self.total_steps - self.step)
         self._tell("on_train", record)
 
+    def _agree(self) -> None:
+        """Each rank keeps running statistics of its own batches; those of the main process count, as in checkpoints."""
+        if self.accelerator.num_processes == 1:
+            return
+        buffers = list(self.distiller.buffers())
+        if self.average is not None:
+            names = [name for name, _ in self.distiller.student.network.named_buffers()]
+            buffers += [self.average.shadow[name] for name in names if name in self.average.shadow]
+        broadcast(buffers)
+
     def _evaluate(self) -> dict[str, float]:
+        self._agree()
         if self.data.size("val") == 0:
             return {}
         network = self.distiller.student.network

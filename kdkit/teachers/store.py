@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdkit import __version__
 from kdkit._files import atomic_dir, sha256_file, sha256_json, to_json
-from kdkit.errors import InputError
+from kdkit.errors import InputError, KdkitWarning
 
 __all__ = ["Content", "Store"]
 
@@ -63,7 +63,7 @@ class Store:
         damage = _damage(path)
         if damage is None:
             return path
-        warnings.warn(f"store entry {path} is damaged ({damage}) and will be made again", stacklevel=2)
+        warnings.warn(f"store entry {path} is damaged ({damage}) and will be made again", KdkitWarning, stacklevel=2)
         return None
 
     def put(self, kind: str, definition: Mapping[str, Any], files: Mapping[str, Content]) -> Path:

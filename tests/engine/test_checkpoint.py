@@ -32,6 +32,16 @@ def test_round_trip_and_keep(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_damaged_checkpoints_of_later_steps_do_not_push_a_new_one_out(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    (store.save(checkpoint(9)) / "training.pt").write_bytes(b"torn")
+    store.save(checkpoint(5))
+    assert [path.name for path in store.list()] == ["step-00000005"]
+    latest = store.latest()
+    assert latest is not None
+    assert latest.step == 5
+
+
 def test_nothing_saved_is_nothing_found(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path / "none").latest() is None
 

@@ -147,6 +147,15 @@ def test_nan_stops_names_the_term_and_keeps_the_last_good_checkpoint(tmp_path: P
     assert all(torch.isfinite(value).all() for value in trainer.store.latest().tensors.values())  # type: ignore[union-attr]
 
 
+def test_weights_that_the_last_update_spoilt_are_neither_saved_nor_returned(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, settings=Settings(max_steps=1, batch_size=8), lr=float("inf"))
+    with pytest.raises(
+        NonFiniteError, match=r"weights of the student became NaN or infinite by step 1; lower optim\.lr"
+    ):
+        trainer.fit()
+    assert not list(tmp_path.glob("step-*"))
+
+
 def test_accumulation_gives_the_gradient_of_one_large_batch() -> None:
     """Without batch statistics and dropout, 2 x 8 samples are 16 samples; labels are missing unevenly on purpose."""
     labels = torch.arange(64) % 3

@@ -337,12 +337,12 @@ def test_interruption_and_unwritable_folders(
         raise KeyboardInterrupt
 
     def full(cfg: Any, context: Any) -> None:
-        raise PermissionError(13, "Permission denied", "/root/x")
+        raise PermissionError(13, "Permission denied", "/closed/x")
 
     monkeypatch.setattr("kdkit.run.distill", interrupted)
     assert mistake(capsys, "distill", status=130) == "kdkit: interrupted\n"
     monkeypatch.setattr("kdkit.run.distill", full)
-    assert "cannot write /root/x: Permission denied; choose another folder" in mistake(capsys, "distill")
+    assert "cannot write /closed/x: Permission denied; choose another folder" in mistake(capsys, "distill")
     assert "HYDRA_FULL_ERROR" not in os.environ
 
 

@@ -157,7 +157,7 @@ def test_every_import_is_declared() -> None:
 def test_requirements_are_ranges_of_plain_packages() -> None:
     extras = PROJECT["optional-dependencies"]
     for requirement in [*PROJECT["dependencies"], *(name for names in extras.values() for name in names)]:
-        assert re.fullmatch(r"[A-Za-z0-9._-]+(\[\w+\])?((>=|<|,)[0-9.,<>=]*)?", requirement), requirement
+        assert re.fullmatch(r"[A-Za-z0-9._-]+(\[\w+(,\w+)*\])?((>=|<|,)[0-9.,<>=]*)?", requirement), requirement
     unpinned = [name for name in PROJECT["dependencies"] if ">=" not in name]
     assert not unpinned
 

@@ -20,6 +20,8 @@ from kdkit._files import read_jsonl
 from kdkit.cli import main
 from kdkit.engine.callbacks import Recorder
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "experiment=digits",
     "student.model.width=2",

@@ -59,7 +59,7 @@ class Network(nn.Module):
 
     def call(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The logits that the wrapped module gives for adapted inputs."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define call; use VisionNetwork or LanguageNetwork")
 
     def forward(self, inputs: Mapping[str, Tensor]) -> ModelOutput:
         """Logits and tapped features."""

@@ -105,7 +105,9 @@ class CausalLM(Task):
         return network
 
     def inputs(self, network: Network, batch: Batch) -> dict[str, Tensor]:
-        """What the network is called with: ids and positions of a row without its last token, and who sees whom."""
+        """What the network is called with: ids and positions of a row without its last token, and who sees whom.
+
+        The logits that come back are ``[B, T - 1, V]``, the first ones predicting the second token."""
         ids = batch["input_ids"][:, :-1]
         mask = document_mask(batch["document_ids"][:, :-1])
         if isinstance(network, LanguageNetwork) and network.attention == "eager":
@@ -113,11 +115,6 @@ class CausalLM(Task):
             dtype = torch.float32 if weight is None else weight.dtype
             mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
         return {"input_ids": ids, "attention_mask": mask, "position_ids": batch["position_ids"][:, :-1]}
-
-    def forward(self, network: Network, batch: Batch) -> ModelOutput:
-        """Logits ``[B, T - 1, V]``, the first ones predicting the second token."""
-        output: ModelOutput = network(self.inputs(network, batch))
-        return output
 
     def targets(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """Next tokens ``[B, T - 1]`` and where they count: inside one document, and not in a prompt or padding."""

@@ -43,10 +43,11 @@ def cc_released_loss(student_embeddings: Tensor, teacher_embeddings: Tensor, *, 
         rule = f"of the shape of student_embeddings, {list(student_embeddings.shape)}"
         refuse(name, "teacher_embeddings", rule, teacher_embeddings)
     errors = (student - teacher).abs()
-    if mask is None:
-        return (errors[:-1] * errors[1:]).sum() / max(len(errors) - 1, 1)
-    errors = errors[torch.argsort(mask.to(torch.uint8), descending=True, stable=True)]  # masked ones, all zero, go last
-    return (errors[:-1] * errors[1:]).sum() / (mask.sum() - 1).clamp(min=1)
+    if mask is not None:
+        order = torch.argsort(mask.to(torch.uint8), descending=True, stable=True)
+        errors = errors[order]  # masked ones, all zero, go last
+    neighbours = max(len(errors) - 1, 1) if mask is None else (mask.sum() - 1).clamp(min=1)
+    return torch.dot(errors[:-1].flatten(), errors[1:].flatten()) / neighbours
 
 
 class CCReleasedLoss(EmbeddedRelationLoss):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from kdkit.losses._base import LabelledLogitLoss, Reduction
 from kdkit.losses._checks import (
+    REDUCTIONS,
     Temperature,
     check_between,
     check_choice,
@@ -18,12 +21,68 @@ from kdkit.losses._checks import (
     check_temperature,
     temperatures,
 )
-from kdkit.losses._ops import clean, kl_rows, log_probs, pick, reduce, targets
+from kdkit.losses._labelled import Cooling, Labelled
+from kdkit.losses._one_pass import normalise_into, scale_into
+from kdkit.losses._ops import kl_rows, log_probs, pick, targets
+from kdkit.losses._rowwise import Temperatures, evaluate
 from kdkit.outputs import IGNORE_INDEX
 
 __all__ = ["MFTLoss", "mft_loss"]
 
 _CORRECT = ("all", "wrong")
+_LOG_2 = math.log(2)
+
+
+def _share(p_y: Tensor, p_a: Tensor, right: Tensor, threshold: float, correct: str) -> Tensor:
+    """How much of the label is mixed in, from the probabilities of the label and of the likeliest class."""
+    near = p_y >= 1 - threshold
+    grown = torch.where(near, 1.0, threshold / (1 - p_y).masked_fill(near, 1.0)) if correct == "all" else 0.0 * p_y
+    grown = grown if threshold > 0 else torch.zeros_like(p_y)
+    lead = p_a - p_y
+    return torch.where(right, grown, (lead + threshold) / (1 + lead))
+
+
+def _rows(
+    student: Tensor, teacher: Tensor, index: Tensor, both: Temperatures, *, threshold: float, correct: str
+) -> Tensor:
+    """The formula, per position."""
+    log_p = log_probs(teacher.detach(), both[1])
+    log_p_y, (log_p_a, argmax) = pick(log_p, index), log_p.max(dim=-1)
+    share = _share(log_p_y.exp(), log_p_a.exp(), argmax == index, threshold, correct)
+    log_rest = torch.log1p(-share)
+    label = torch.logaddexp(log_p_y + log_rest, share.log())
+    corrected = (log_p + log_rest.unsqueeze(-1)).scatter(-1, index.unsqueeze(-1), label.unsqueeze(-1))
+    return both[0] ** 2 * kl_rows(corrected, log_probs(student, both[0]))
+
+
+def _closed_form(
+    student: Tensor,
+    teacher: Tensor,
+    column: Tensor,
+    cooling: Cooling,
+    learning: bool,
+    rooms: Tensor,
+    *,
+    threshold: float,
+    correct: str,
+) -> tuple[Tensor, Tensor]:
+    """Values and gradients in few passes; the corrected law never exists as such."""
+    scale, cool = cooling
+    log_q, log_p, q, p = rooms[:4].unbind()
+    scale_into(teacher, cool, log_p)
+    scale_into(student, scale, log_q)
+    top = log_p.argmax(dim=-1, keepdim=True)
+    above_p, above_q = (normalise_into(*side).to(p.dtype) for side in ((log_p, p), (log_q, q)))
+    p_y, log_q_y = p.gather(-1, column), log_q.gather(-1, column).sub_(above_q).mul_(_LOG_2)
+    share = _share(p_y, p.gather(-1, top), top == column, threshold, correct)
+    rest, label = 1 - share, p_y + share * (1 - p_y)
+    gap = log_p.sub_(log_q).add_(above_q - above_p).scatter_(-1, column, 0.0).mul_(p).sum(dim=-1, keepdim=True)
+    others = rest * _LOG_2 * gap + torch.special.xlogy(rest, rest) * (1 - p_y)
+    values = (others + torch.special.xlogy(label, label) - label * log_q_y) * scale**2
+    if learning:
+        own = q.gather(-1, column).sub_(label)
+        q.sub_(p.mul_(rest)).scatter_(-1, column, own).mul_(scale)
+    return values.squeeze(-1), q
 
 
 def mft_loss(
@@ -79,20 +138,13 @@ def mft_loss(
     check_labels(name, labels, student_logits.shape[:-1], student_logits.shape[-1], ignore_index)
     check_between(name, "threshold", threshold, 0.0, 1.0)
     check_choice(name, "correct", correct, _CORRECT)
-    student_temperature, teacher_temperature = temperatures(name, temperature, student_logits)
+    both = temperatures(name, temperature, student_logits)
+    check_choice(name, "reduction", reduction, REDUCTIONS)
     index, valid = targets(labels, mask, ignore_index)
-    log_p = log_probs(clean(teacher_logits.detach(), valid), teacher_temperature)
-    log_p_y, (log_p_a, argmax) = pick(log_p, index), log_p.max(dim=-1)
-    right, p_y, lead = argmax == index, log_p_y.exp(), log_p_a.exp() - log_p_y.exp()
-    near = p_y >= 1 - threshold
-    grown = torch.where(near, 1.0, threshold / (1 - p_y).masked_fill(near, 1.0)) if correct == "all" else 0.0 * p_y
-    grown = grown if threshold > 0 else torch.zeros_like(p_y)
-    share = torch.where(right, grown, (lead + threshold) / (1 + lead))
-    log_rest = torch.log1p(-share)
-    label = torch.logaddexp(log_p_y + log_rest, share.log())
-    corrected = (log_p + log_rest.unsqueeze(-1)).scatter_(-1, index.unsqueeze(-1), label.unsqueeze(-1))
-    log_q = log_probs(clean(student_logits, valid), student_temperature)
-    return reduce(student_temperature**2 * kl_rows(corrected, log_q), valid, reduction, name)
+    formula = partial(_rows, threshold=threshold, correct=correct)
+    closed_form = partial(_closed_form, threshold=threshold, correct=correct)
+    task = Labelled(name, formula, closed_form, both, valid, index, reduction)
+    return evaluate(task, student_logits, teacher_logits)
 
 
 class MFTLoss(LabelledLogitLoss):

@@ -14,6 +14,7 @@ from kdkit.losses import (
     dkd_loss,
     kd_loss,
     kl_loss,
+    mft_loss,
     nkd_loss,
     renyi_loss,
     saf_loss,
@@ -27,6 +28,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "kd": kd_loss,
     "dkd": lambda s, t, **options: dkd_loss(s, t, LABELS, **options),
     "nkd": lambda s, t, **options: nkd_loss(s, t, LABELS, **options),
+    "mft": lambda s, t, **options: mft_loss(s, t, LABELS, **options),
     "renyi": renyi_loss,
     "wsld": lambda s, t, **options: wsld_loss(s, t, LABELS, **options),
     "saf": saf_loss,
@@ -105,7 +107,7 @@ def test_a_mask_that_changed_before_backward_is_noticed(rng: torch.Generator) ->
         value.sum().backward()
 
 
-@pytest.mark.parametrize("name", ["dkd", "nkd", "kd", "wsld"])
+@pytest.mark.parametrize("name", ["dkd", "nkd", "mft", "kd", "wsld"])
 def test_vmap_with_labels_and_temperatures(name: str, rng: torch.Generator) -> None:
     student, teacher = torch.randn(2, 3, 8, 10, generator=rng)
     temperatures = torch.tensor([1.0, 2.0, 3.0])

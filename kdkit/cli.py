@@ -15,7 +15,7 @@ from kdkit.errors import ConfigError, KdkitError, KdkitWarning, closest, did_you
 
 __all__ = ["main"]
 
-HYDRA_COMMANDS = ("distill", "train", "evaluate", "compare")
+HYDRA_COMMANDS = ("distill", "train", "cache", "evaluate", "compare")
 COMMANDS = (*HYDRA_COMMANDS, "report", "ls")
 _PYTHON_FORMAT = warnings.formatwarning
 
@@ -29,6 +29,8 @@ Commands:
                kdkit distill experiment=digits 'loss=[ce,nkd]' weights.nkd=0.5
   train      A network alone, teacher or student.
                kdkit train experiment=digits network=teacher
+  cache      What a teacher answers to every training sample, kept on disk for students to come.
+               kdkit cache experiment=stdlib_lm cache.k=64
   evaluate   Metrics of a finished run's student.
                kdkit evaluate run=runs/digits/…
   compare    Several losses times several seeds, one leaderboard.

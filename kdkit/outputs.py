@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORE_INDEX", "ModelOutput", "StepOutputs"]
+__all__ = ["IGNORE_INDEX", "ModelOutput", "SparseLogits", "StepOutputs"]
 
 IGNORE_INDEX = -100
 """Label of a position without one: an unlabelled image, a padded or prompt token."""
+
+
+@dataclass(slots=True)
+class SparseLogits:
+    r"""A distribution of which only some classes are known one by one: a teacher's k best, out of a cache.
+
+    Attributes:
+        ids: int64 ``[..., k]``, distinct classes.
+        log_probs: float32 ``[..., k]``, their log-probabilities at :attr:`temperature`.
+        rest: float32 ``[...]``, the logarithm of what all other classes have together; -inf for nothing.
+        classes: number of classes, or size of the vocabulary.
+        temperature: :math:`T` of the law :math:`\mathrm{softmax}(z / T)` that the numbers belong to.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    rest: Tensor
+    classes: int
+    temperature: float = 1.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every class is known."""
+        return self.ids.shape[-1] == self.classes
+
+    def dense(self) -> Tensor:
+        r"""Logits ``[..., C]`` of this law, the rest spread evenly: their softmax at :attr:`temperature` gives the
+        known classes what they have and every other one :math:`e^{rest} / (C - k)`."""
+        others = self.classes - self.ids.shape[-1]
+        floor = self.rest - math.log(others) if others else torch.full_like(self.rest, -math.inf)
+        shape = (*self.rest.shape, self.classes)
+        return floor.unsqueeze(-1).expand(shape).scatter(-1, self.ids, self.log_probs).mul_(self.temperature)
 
 
 @dataclass(slots=True)
@@ -21,16 +54,20 @@ class ModelOutput:
         logits: ``[B, C]`` for images, ``[B, T, V]`` for text, already aligned with the labels.
         features: tapped tensors by pair name (``{"penultimate": [B, D]}``), on the student side after projection.
         unprojected: the tapped tensors whose projection stands in ``features``, as the layer gave them.
+        sparse: what is known of a law that was kept in part; ``logits`` are then :meth:`SparseLogits.dense`, or
+            without memory and NaN everywhere if no term of the objective reads them.
     """
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
     unprojected: dict[str, Tensor] = field(default_factory=dict)
+    sparse: SparseLogits | None = None
 
     def detach(self) -> ModelOutput:
         """The same values cut from the graph: how one learner shows itself to another."""
         cut = ({name: value.detach() for name, value in group.items()} for group in (self.features, self.unprojected))
-        return ModelOutput(self.logits.detach(), *cut)
+        features, unprojected = cut
+        return ModelOutput(self.logits.detach(), features, unprojected, self.sparse)
 
     def raw(self, pair: str) -> Tensor:
         """A tapped tensor as the layer gave it."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from kdkit._run.alone import train_network
+from kdkit._run.cache import cache_answers
 from kdkit._run.compare import compare
 from kdkit._run.distill import distill_networks
 from kdkit._run.evaluate import evaluate_run
@@ -18,7 +19,7 @@ from kdkit.errors import ConfigError
 if TYPE_CHECKING:
     from kdkit._config.context import Context
 
-__all__ = ["compare", "distill", "evaluate", "train"]
+__all__ = ["cache", "compare", "distill", "evaluate", "train"]
 
 
 def distill(cfg: DictConfig, context: Context) -> Path:
@@ -45,6 +46,15 @@ def train(cfg: DictConfig, context: Context) -> Path:
         network, fit, origin = train_network(session)
         finish(session, "train", network, fit, trained_rows(session, network, fit, origin))
         return session.folder
+
+
+def cache(cfg: DictConfig, context: Context) -> Path:
+    """Ask the teacher about every training sample and keep its best entries; goes on where it was stopped.
+
+    Returns:
+        The folder of the cache.
+    """
+    return cache_answers(cfg, context)
 
 
 def evaluate(cfg: DictConfig, context: Context) -> Path:

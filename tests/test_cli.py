@@ -38,7 +38,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     import kdkit.run
 
     seen: Calls = []
-    for command in ("distill", "train", "evaluate", "compare"):
+    for command in ("distill", "train", "cache", "evaluate", "compare"):
         monkeypatch.setattr(kdkit.run, command, lambda cfg, context: seen.append((cfg, context)))
     return seen
 
@@ -90,7 +90,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "text"),
     [
         (["distil"], "unknown command 'distil'; did you mean 'distill'?"),
-        (["frobnicate"], "unknown command 'frobnicate'; choose from distill, train, evaluate, compare, report, ls"),
+        (
+            ["frobnicate"],
+            "unknown command 'frobnicate'; choose from distill, train, cache, evaluate, compare, report, ls",
+        ),
         (["experiment=digits"], "write kdkit distill experiment=digits"),
         (["--seed"], "the command comes first"),
         (["report"], "report needs the folders of runs"),
@@ -295,7 +298,7 @@ def test_info_and_help(capsys: pytest.CaptureFixture[str], tmp_path: Path, calls
     assert main(["distill", "--info", "searchpath"]) == 0
     assert "recipes" in capsys.readouterr().out
     folder = mine(tmp_path, "student/ownnet", "model: {}\n")
-    for command in ("distill", "train", "evaluate", "compare"):
+    for command in ("distill", "train", "cache", "evaluate", "compare"):
         assert main([command, "--help", *folder]) == 0
         text = capsys.readouterr().out
         assert text.startswith(f"kdkit {command}: ")

@@ -17,7 +17,7 @@ RECIPES = recipes_dir()
 COMPOSER = Composer(RECIPES)
 FILES = sorted(RECIPES.rglob("*.yaml"))
 CHOICES = [(group, option) for group, options in groups(RECIPES).items() for option in options]
-ALONE_TEACHERS = {"none", "ema"}
+ALONE_TEACHERS = {"none", "ema", "cached"}
 """Teachers that no student is called like."""
 
 HOW = {"loss": ["loss=[ce,{}]"], "logger": ["logger=[{}]"], "teacher": ["student={}", "teacher={}"]}
@@ -51,7 +51,16 @@ def test_the_student_may_teach_itself() -> None:
     assert list(cfg.teacher) == ["ema"]
 
 
-@pytest.mark.parametrize("command", ["distill", "train", "evaluate", "compare"])
+@pytest.mark.parametrize("experiment", [option for group, option in CHOICES if group == "experiment"])
+@pytest.mark.parametrize("teacher", sorted(ALONE_TEACHERS))
+def test_an_experiment_may_do_without_its_teacher(experiment: str, teacher: str) -> None:
+    words = [f"experiment={experiment}", f"teacher={teacher}", "~chain"]
+    words += {"none": ["loss=[ce]"], "cached": ["teacher.cached.folder=kept"], "ema": []}[teacher]
+    cfg = prepare(COMPOSER.compose("distill", words), Context("distill", tuple(words), tuple(words), RECIPES))
+    assert cfg.teacher is None if teacher == "none" else list(cfg.teacher) == [teacher]
+
+
+@pytest.mark.parametrize("command", ["distill", "train", "cache", "evaluate", "compare"])
 def test_a_command_composes(command: str) -> None:
     overrides = ["run=somewhere"] if command == "evaluate" else []
     cfg = COMPOSER.compose(command, overrides)

@@ -42,7 +42,7 @@ class Sweep:
 
 
 def run_command(command: str, argv: Sequence[str]) -> None:
-    """``kdkit distill|train|evaluate|compare``, as typed after the command.
+    """``kdkit distill|train|cache|evaluate|compare``, as typed after the command.
 
     Raises:
         KdkitError: for everything that the user can act on.

@@ -28,6 +28,7 @@ _CALLS = {
         ("optimizer",), ("total_steps",)
     ),
     r"teacher\.ema": Call(("student", "task")),
+    r"teacher\.cached": Call(("task", "data"), ("settings",)),
     r"student\.classifier": Call(("backbone", "head", "grid", "example")),
     r"features\.[^.]+\.projector": Call(("student_shape", "teacher_shape")),
 }
@@ -147,6 +148,8 @@ def _prune(cfg: DictConfig, context: Context) -> None:
         elif isinstance(teacher, DictConfig) and teacher.get("ema") is not None:
             _refuse_typed_teacher(context)
             cfg.teacher = {"ema": teacher.ema}  # a loss may ask for it whatever network an experiment chose
+        elif isinstance(teacher, DictConfig) and teacher.get("cached") is not None:
+            cfg.teacher = {"cached": teacher.cached}  # an experiment may say how it would train a live one
 
 
 def _refuse_typed_teacher(context: Context) -> None:

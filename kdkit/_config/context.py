@@ -15,7 +15,7 @@ class Context:
     """How a command was called.
 
     Attributes:
-        command: ``"distill"``, ``"train"``, ``"evaluate"`` or ``"compare"``.
+        command: ``"distill"``, ``"train"``, ``"cache"``, ``"evaluate"`` or ``"compare"``.
         argv: everything typed after the command.
         overrides: the overrides of this job alone; in a sweep, with the values of this job.
         recipes: the folder of kdkit's recipes.

@@ -29,6 +29,8 @@ def check_blocks(settings: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{key} is null; choose one of `kdkit ls models`: {key}=…")
         elif key == "teacher" and block.get("ema") is not None:
             _check_average(block["ema"], needed)
+        elif key == "teacher" and block.get("cached") is not None:
+            _check_cached(block["cached"], needed)
         elif not isinstance(block.get("model"), Mapping) or "_target_" not in block["model"]:
             raise ConfigError(f"{key}.model must be a block with a _target_, got {block.get('model')!r}")
 
@@ -38,6 +40,15 @@ def _check_average(ema: Any, needed: str) -> None:
         raise ConfigError(f"teacher.ema must be a block with a _target_, got {ema!r}; choose it with teacher=ema")
     if needed == "teacher":
         raise ConfigError("teacher.ema is an average of the student and cannot be trained by itself; choose a network")
+
+
+def _check_cached(cached: Any, needed: str) -> None:
+    if not isinstance(cached, Mapping) or "_target_" not in cached:
+        raise ConfigError(
+            f"teacher.cached must be a block with a _target_, got {cached!r}; choose it with teacher=cached"
+        )
+    if needed == "teacher":
+        raise ConfigError("teacher.cached is a file of answers and cannot be trained; choose a network")
 
 
 def check_losses(settings: Mapping[str, Any]) -> None:
@@ -61,6 +72,11 @@ def check_losses(settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             "student.classifier takes the teacher's, and teacher.ema makes the teacher an average of the student; "
             "leave one of the two out"
+        )
+    if settings["teacher_loss"] and settings["teacher"].get("cached") is not None:
+        raise ConfigError(
+            f"teacher_loss={list(settings['teacher_loss'])} lets the teacher learn, and teacher.cached has its answers "
+            "only; leave one of the two out"
         )
     if settings["teacher_loss"] and settings["teacher"].get("ema") is not None:
         raise ConfigError(
@@ -93,6 +109,12 @@ def _check_needs(path: str, loss: Any, settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{path} learns from a teacher and there is none; choose one with teacher=…, or losses that need none, "
             f"like 'loss=[ce]'"
+        )
+    cached = (settings.get("teacher") or {}).get("cached") is not None
+    if cached and loss.needs_teacher and (loss.pairs or loss.needs_class_means or "teacher" in loss.needs_heads):
+        raise ConfigError(
+            f"{path} reads features or weights of the teacher, and teacher=cached has its answers only; choose losses "
+            "on logits, or the teacher itself"
         )
     if loss.needs_class_means and settings["teacher_loss"]:
         raise ConfigError(
@@ -135,7 +157,7 @@ def _check_pair(path: str, pair: str, features: Mapping[str, Any]) -> None:
 def check_teacher_training(settings: Mapping[str, Any]) -> None:
     """A teacher without weights is trained first: its recipe has to be complete."""
     teacher, network = settings.get("teacher"), settings.get("network")
-    if teacher is None or teacher.get("ema") is not None or network == "student":
+    if teacher is None or teacher.get("ema") or teacher.get("cached") or network == "student":
         return
     if teacher.get("weights") is not None and network is None:
         return

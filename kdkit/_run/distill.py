@@ -27,6 +27,7 @@ from kdkit._run.build import (
     quiet_forward,
     step_outputs,
 )
+from kdkit._run.cache import provide_cached
 from kdkit._run.networks import Recipe, Trained, provide_alone
 from kdkit._run.reuse import reuse_classifier
 from kdkit._run.sample_weights import identity_of, load_sample_weights
@@ -116,7 +117,7 @@ def distill_networks(session: Session) -> Distilled:
         distiller,
         teacher,
         folder=session.checkpoints,
-        identity=_identity(session),
+        identity=_identity(session, teacher),
         callbacks=session.listeners("student"),
     )
     if guide is not None and guide.learners:
@@ -136,7 +137,11 @@ def _guide(session: Session, student: Network, objective: Objective, guided: boo
             name = (objective.needs("teacher") or ["teacher_loss"])[0]
             raise ConfigError(f"loss {name!r} needs a teacher; choose one with teacher=..., or 'loss=[ce]' without")
         return None
-    if cfg.teacher.get("ema") is not None:
+    if cfg.teacher.get("cached") is not None:
+        guide = provide_cached(cfg, scene, objective) if guided else None
+        if guide is not None:
+            session.say(f"teacher {guide.teacher.name}: {guide.origin}")  # type: ignore[union-attr]
+    elif cfg.teacher.get("ema") is not None:
         guide = provide_average(cfg, scene, student) if guided else None
     else:
         guide = provide_teacher(cfg, scene, network_name(cfg.teacher), session.progress())
@@ -188,7 +193,11 @@ def build_distiller(
             assert tapped is not None
             pairs = _compared(objective) if number == 0 else set()
             pairs |= own[number].pairs if online else set()
-            found.append(_tap(tapped, guide.members[number].network, scene, pairs, "teacher", batch))
+            if guide.members:
+                found.append(_tap(tapped, guide.members[number].network, scene, pairs, "teacher", batch))
+            else:
+                tapped.tap({pair: str(scene.cfg.features[pair].teacher) for pair in pairs})
+                found.append({})
     student_out = quiet_forward(student, scene, batch, "student")
     teachers = _teacher_outputs(scene, student_out, guide, batch) if guide is not None else [None]
     sides: dict[Side, tuple[Network, Mapping[str, str]]] = {"student": (student, layers)}
@@ -223,7 +232,8 @@ def _teacher_outputs(scene: Scene, student: ModelOutput, guide: Guide, batch: Ba
     outputs = [guide.teacher(batch)] if guide.teacher is not None else outputs
     for output in outputs:
         scene.task.check_outputs(student, output, batch)
-        if bool(torch.isnan(output.logits).any()):
+        said = output.logits if output.sparse is None else output.sparse.log_probs
+        if bool(torch.isnan(said).any()):
             raise ConfigError(
                 "the teacher answers NaN to the first samples; if it was trained here, lower teacher.train.optim.lr, "
                 "or else check teacher.weights"
@@ -291,7 +301,7 @@ def _class_means(scene: Scene, guide: Guide | None, layers: dict[str, Any]) -> C
     return means
 
 
-def _identity(session: Session) -> str:
+def _identity(session: Session, teacher: Teacher | None) -> str:
     """What this run is, so that a checkpoint of another one is refused."""
     keys = (
         "student",
@@ -308,6 +318,8 @@ def _identity(session: Session) -> str:
     )
     settings = Settings.from_config(OmegaConf.to_container(session.cfg.engine, resolve=True))  # type: ignore[arg-type]
     blocks = {key: OmegaConf.to_container(session.cfg[key], resolve=True) if session.cfg[key] else None for key in keys}
+    if teacher is not None and not teacher.live:
+        blocks["teacher"] = teacher.identity  # what the cache holds, wherever it lies
     data = session.scene.data.fingerprint
     blocks |= identity_of(session.cfg.sample_weights)
     return sha256_json({**blocks, "settings": settings.identity(), "data": data, "seed": int(session.cfg.seed)})

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from kdkit._files import write_atomic
 from kdkit._run.build import Scene
+from kdkit._run.cache import cached_row
 from kdkit._run.distill import Distilled
 from kdkit._run.results import Row, measure, results
 from kdkit._run.session import Session
@@ -16,6 +17,7 @@ from kdkit._run.teacher import Guide
 from kdkit.engine.trainer import FitResult
 from kdkit.models._network import Network
 from kdkit.teachers._base import Teacher
+from kdkit.teachers.cached import CachedTeacher
 from kdkit.teachers.ensemble import EnsembleTeacher
 from kdkit.teachers.live import LiveTeacher
 
@@ -32,7 +34,7 @@ def distilled_rows(session: Session, distilled: Distilled) -> list[Row]:
     """Teacher, student alone and student distilled, as far as the run has them."""
     scene, guide, quiet = session.scene, distilled.guide, session.quiet
     rows = []
-    teacher = guide.teacher if guide is not None else None
+    teacher = guide.teacher if guide is not None and (guide.teacher is None or guide.teacher.live) else None
     for place, (name, found) in enumerate(distilled.path if not quiet else []):
         rows += _teacher_rows(scene, found, name, distilled.path[place - 1][1].teacher if place else None)
     if distilled.alone is not None:
@@ -47,7 +49,7 @@ def distilled_rows(session: Session, distilled: Distilled) -> list[Row]:
                 seconds=alone.seconds,
             )
         )
-    name = "student distilled" if teacher is not None else "student"
+    name = "student distilled" if guide is not None and guide.teacher is not None else "student"
     rows.append(
         measure(
             [distilled.student],
@@ -76,6 +78,9 @@ def _generations(scene: Scene, distilled: Distilled, teacher: Teacher | None) ->
 
 def _teacher_rows(scene: Scene, guide: Guide, name: str, taught: Teacher | None) -> list[Row]:
     """One row for a teacher, an ensemble or a link of a chain; one each for several that learnt beside the student."""
+    if isinstance(guide.teacher, CachedTeacher):
+        row = cached_row(guide.teacher)
+        return [] if row is None else [row]
     if guide.learners:
         return [
             measure(

@@ -73,6 +73,10 @@ class DataModule(ABC):
     """How many times a training batch holds each image: with 2, row ``i`` and row ``i + B`` of a batch of ``B`` samples
     are two views of one sample, and its label and index stand there twice. Other batches hold one view."""
 
+    fixed: bool = False
+    """Whether training batches show every sample exactly as evaluation batches do, so that answers to it may be kept.
+    A set says so itself; with augmentation it must not."""
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:

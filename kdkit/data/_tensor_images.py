@@ -93,7 +93,7 @@ class TensorImages(InMemory):
         strong: Augmentation | None = None,
     ) -> None:
         self.name = name
-        self.augment = augment
+        self.augment, self.fixed = augment, augment is None
         self.views = check_views(views)
         self.strong = strong or RandAugment()
         self._class_names = tuple(class_names)

@@ -46,6 +46,7 @@ class TextRows(InMemory):
     """
 
     spec: TextSpec
+    fixed = True
 
     def __init__(
         self, corpus: Corpus, *, name: str, tokenizer: Any, vocab_size: int, context: int, packing: bool

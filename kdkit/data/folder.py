@@ -191,7 +191,7 @@ class ImageFolder(DataModule):
             splits["train"] = _Files(train.folder, train.paths, few)
         self._splits = splits
         self._transform = _Transform(image_size, float(crop_share), (scale[0], scale[1]), (ratio[0], ratio[1]))
-        self._augment = augment
+        self._augment, self.fixed = augment, not augment
         self.views = check_views(views)
         self._strong = (strong or RandAugment()) if views > 1 else None
         self.num_workers = num_workers

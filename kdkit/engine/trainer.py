@@ -336,7 +336,7 @@ class Trainer:
                 split="val",
                 batch_size=self.settings.evaluation_batch,
                 accelerator=self.accelerator,
-                teacher=self.teacher,
+                teacher=self.teacher if self.teacher is not None and self.teacher.live else None,
             )
             if self.settings.select == "best" and self.task.better(result.metrics, self.best["metrics"]):
                 tensors = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}

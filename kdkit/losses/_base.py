@@ -103,6 +103,9 @@ class DistillationLoss(nn.Module):
     late_buffers: ClassVar[tuple[str, ...]] = ()
     """Buffers that :meth:`prepare` fills: registered empty, and loadable from a checkpoint before it was called."""
 
+    reads_sparse: ClassVar[bool] = False
+    """Whether ``compute`` reads ``out.teacher.sparse`` where there is one, and then never the teacher's logits."""
+
     shared_buffers: ClassVar[tuple[str, ...]] = ()
     """Buffers that this loss keeps alike on all ranks by itself (large histories): nothing sends them around in
     every step."""

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdkit.teachers._base import Teacher
     from kdkit.teachers._class_means import class_means
+    from kdkit.teachers.cached import CachedTeacher
     from kdkit.teachers.ema import EMATeacher
     from kdkit.teachers.ensemble import EnsembleTeacher
     from kdkit.teachers.live import LiveTeacher
     from kdkit.teachers.store import Store
 
 _EXPORTS = {
+    "CachedTeacher": "cached",
     "EMATeacher": "ema",
     "EnsembleTeacher": "ensemble",
     "LiveTeacher": "live",
@@ -22,7 +24,7 @@ _EXPORTS = {
     "class_means": "_class_means",
 }
 
-__all__ = ["EMATeacher", "EnsembleTeacher", "LiveTeacher", "Store", "Teacher", "class_means"]
+__all__ = ["CachedTeacher", "EMATeacher", "EnsembleTeacher", "LiveTeacher", "Store", "Teacher", "class_means"]
 
 
 def __getattr__(name: str) -> Any:

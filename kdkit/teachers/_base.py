@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 
@@ -16,6 +17,9 @@ __all__ = ["Teacher"]
 class Teacher(ABC):
     """Answers batches without a gradient. Not an ``nn.Module`` on purpose: it can enter neither the student's
     ``state_dict``, nor an optimizer, nor a DDP wrapper, and nobody can put it into training mode."""
+
+    live: ClassVar[bool] = True
+    """Whether it answers any batch, and not only training samples that it was asked about before."""
 
     @abstractmethod
     def __call__(self, batch: Batch) -> ModelOutput:

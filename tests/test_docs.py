@@ -321,7 +321,7 @@ def test_every_recipe_is_described(name: str, group: str) -> None:
 
 def test_every_setting_is_described() -> None:
     text = page("docs/configuration.md")
-    top = {key for file in ("config", "train", "compare", "evaluate") for key in settings(f"{file}.yaml")}
+    top = {key for file in ("config", "train", "cache", "compare", "evaluate") for key in settings(f"{file}.yaml")}
     missing = [key for key in top if f"`{key}`" not in text]
     assert not missing
 

@@ -29,6 +29,7 @@ _CALLS = {
     ),
     r"teacher\.ema": Call(("student", "task")),
     r"teacher\.cached": Call(("task", "data"), ("settings",)),
+    r"strategy": Call(("task",)),
     r"student\.classifier": Call(("backbone", "head", "grid", "example")),
     r"features\.[^.]+\.projector": Call(("student_shape", "teacher_shape")),
 }

@@ -66,6 +66,8 @@ def check_losses(settings: Mapping[str, Any]) -> None:
             _check_needs(f"{losses}.{name}", instantiate(block, where=f"{losses}.{name}"), settings)
     if settings["data"].get("strong") is not None and settings["data"].get("views") == 1:
         raise ConfigError("data.strong is what the second view of an image gets, and data.views=1; set data.views=2")
+    if settings.get("strategy") is not None:
+        _check_strategy(settings)
     if settings["teacher_loss"] and settings.get("teacher") is None:
         raise ConfigError("teacher_loss is set, but there is no teacher that could learn; choose one: teacher=…")
     if (settings.get("student") or {}).get("classifier") and (settings.get("teacher") or {}).get("ema") is not None:
@@ -83,6 +85,32 @@ def check_losses(settings: Mapping[str, Any]) -> None:
             f"teacher_loss={list(settings['teacher_loss'])} lets the teacher learn, and teacher.ema makes it follow "
             "the student; leave one of the two out"
         )
+
+
+def _check_strategy(settings: Mapping[str, Any]) -> None:
+    """Whether texts that are written while training fit the rest."""
+    if "network" in settings:
+        raise ConfigError("strategy changes what a student is taught on, and kdkit train has no teacher; leave it out")
+    if settings.get("chain"):
+        raise ConfigError("strategy is for one student, and chain trains several; leave one of the two out")
+    teacher = settings.get("teacher") or {}
+    if teacher.get("cached") is not None:
+        raise ConfigError(
+            "strategy has texts written that teacher=cached was never asked about; choose a teacher in memory, or "
+            "strategy=null"
+        )
+    if settings["strategy"].get("writer") == "teacher" and (
+        not teacher or teacher.get("members") or (teacher.get("ensemble") or 1) > 1 or settings["teacher_loss"]
+    ):
+        raise ConfigError(
+            "strategy.writer=teacher needs one teacher that does not learn; choose it with teacher=…, or set "
+            "strategy.writer=student"
+        )
+    for name, block in settings["loss"].items():
+        if instantiate(block, where=f"loss.{name}").needs_index:
+            raise ConfigError(
+                f"loss.{name} remembers each sample of the data, and strategy replaces them; leave one of the two out"
+            )
 
 
 def _check_weight(path: str, weight: Any) -> None:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
+from kdkit._config.build import instantiate
 from kdkit._files import sha256_json
 from kdkit._run.build import (
     Scene,
@@ -45,6 +46,7 @@ from kdkit.losses._base import Side
 from kdkit.models._network import Network
 from kdkit.objective import Objective
 from kdkit.outputs import ModelOutput, StepOutputs
+from kdkit.tasks._strategy import Strategy
 from kdkit.teachers._base import Teacher
 from kdkit.teachers.store import Store
 
@@ -90,6 +92,7 @@ def distill_networks(session: Session) -> Distilled:
     load_sample_weights(cfg.sample_weights, scene.data)  # a file that does not fit is refused before any training
     objective = build_objective(cfg.loss, cfg.weights, cfg.balance)
     check_views(objective, scene.data)
+    strategy: Strategy | None = instantiate(cfg.strategy, scene.task, where="strategy")
     guided = bool(objective.needs("teacher")) or bool(cfg.teacher_loss)
     if guided and not cfg.chain:
         from kdkit._run.rehearsal import rehearse
@@ -107,6 +110,8 @@ def distill_networks(session: Session) -> Distilled:
     guide = path[-1][1] if path else None
     alone = _baseline(session) if guided and cfg.engine.baseline else None
     teacher = guide.teacher if guide is not None and guided else None
+    if strategy is not None:
+        strategy.check(student, getattr(teacher, "network", None))
     seed_everything(int(cfg.seed), deterministic=bool(cfg.engine.deterministic))  # whatever was trained or found before
     reuse_classifier(cfg.student, student, guide, scene)
     distiller = build_distiller(scene, student, objective, guide if guided else None)
@@ -119,6 +124,7 @@ def distill_networks(session: Session) -> Distilled:
         folder=session.checkpoints,
         identity=_identity(session, teacher),
         callbacks=session.listeners("student"),
+        strategy=strategy,
     )
     if guide is not None and guide.learners:
         guide.teacher = _freeze(guide.learners[0], scene)
@@ -315,6 +321,7 @@ def _identity(session: Session, teacher: Teacher | None) -> str:
         "scheduler",
         "balance",
         "chain",
+        "strategy",
     )
     settings = Settings.from_config(OmegaConf.to_container(session.cfg.engine, resolve=True))  # type: ignore[arg-type]
     blocks = {key: OmegaConf.to_container(session.cfg[key], resolve=True) if session.cfg[key] else None for key in keys}
@@ -335,6 +342,7 @@ def fit_networks(
     identity: str,
     callbacks: Sequence[Callback],
     label: str = "student",
+    strategy: Strategy | None = None,
 ) -> FitResult:
     """Train as the settings of ``scene`` say; ``folder`` takes the checkpoints."""
     cfg = scene.cfg
@@ -356,6 +364,7 @@ def fit_networks(
         identity=identity,
         callbacks=callbacks,
         label=label,
+        strategy=strategy,
     )
     try:
         return trainer.fit(resume=session.resumed)

@@ -1,18 +1,30 @@
-"""What ranks have to agree on besides gradients: buffers."""
+"""What ranks have to agree on besides gradients: buffers, and how much counts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from kdkit.data._base import Batch
 from kdkit.engine.distiller import Distiller
 from kdkit.losses._base import DistillationLoss
+from kdkit.tasks._base import Task
 
-__all__ = ["buffers_to_spread", "leave_out", "spread"]
+__all__ = ["buffers_to_spread", "global_counts", "leave_out", "spread"]
+
+
+def global_counts(task: Task, group: Sequence[Batch], accelerator: Accelerator) -> dict[str, Tensor]:
+    """Positions that count in the micro-batches of an optimizer step, over all ranks."""
+    counts = [task.counts(batch) for batch in group]
+    totals = {key: torch.stack([count[key] for count in counts]).sum() for key in counts[0]}
+    if accelerator.num_processes > 1:
+        totals = {key: accelerator.reduce(value, "sum") for key, value in totals.items()}
+    return totals
 
 
 def _kept_alike(distiller: Distiller) -> set[str]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from kdkit.data._base import DataModule
 from kdkit.errors import ConfigError
 
 __all__ = ["Settings"]
@@ -82,6 +83,26 @@ class Settings:
     def evaluation_batch(self) -> int:
         """Batch size for evaluation."""
         return self.eval_batch_size or 4 * self.batch_size
+
+    def steps_per_epoch(self, data: DataModule, ranks: int) -> int:
+        """Optimizer steps in a pass over the training split.
+
+        Raises:
+            ConfigError: if it is too small for a single one.
+        """
+        size = data.size("train")
+        if size < self.batch_size:
+            raise ConfigError(
+                f"engine.batch_size must not exceed the training split, got {self.batch_size} for {size} samples; "
+                f"set engine.batch_size={size} or less"
+            )
+        steps = data.num_batches("train", self.batch_size, train=True) // (ranks * self.accumulation)
+        if steps < 1:
+            raise ConfigError(
+                f"an epoch of {size} samples holds no whole optimizer step of engine.batch_size={self.batch_size} "
+                f"x engine.accumulation={self.accumulation} x {ranks} processes; lower one of them"
+            )
+        return steps
 
     def identity(self) -> dict[str, Any]:
         """The settings that change the weights that come out."""

@@ -23,12 +23,13 @@ from kdkit.engine.distiller import Distiller, Learner
 from kdkit.engine.evaluate import evaluate
 from kdkit.engine.interrupt import Interrupted, InterruptGuard
 from kdkit.engine.meter import Meter
-from kdkit.engine.ranks import buffers_to_spread, leave_out, spread
+from kdkit.engine.ranks import buffers_to_spread, global_counts, leave_out, spread
 from kdkit.engine.settings import Settings
 from kdkit.engine.state import collect_state, restore_state
 from kdkit.errors import ConfigError, NonFiniteError
 from kdkit.outputs import ModelOutput
 from kdkit.tasks._base import Task
+from kdkit.tasks._strategy import Strategy
 from kdkit.teachers._base import Teacher
 from kdkit.teachers.ema import EMATeacher
 
@@ -70,6 +71,7 @@ class Trainer:
             ``step_update`` (timm) are driven per step through that.
         accelerator: device, precision and ranks.
         teacher: a frozen teacher, or ``None``.
+        strategy: what changes training batches first, or ``None``.
         seed: decides batches and augmentation; random numbers of the networks come from the global generators.
         sample_weights: one weight per training sample by index, or ``None``.
         folder: where checkpoints go; ``None`` writes none.
@@ -89,6 +91,7 @@ class Trainer:
         scheduler: SchedulerFactory,
         accelerator: Accelerator,
         teacher: Teacher | None = None,
+        strategy: Strategy | None = None,
         seed: int = 0,
         sample_weights: Tensor | None = None,
         folder: Path | None = None,
@@ -97,10 +100,10 @@ class Trainer:
         label: str = "student",
     ) -> None:
         self.accelerator, self.task, self.data, self.settings = accelerator, task, data, settings
-        self.teacher, self.seed, self.identity, self.label = teacher, seed, identity, label
+        self.teacher, self.strategy, self.seed, self.identity, self.label = teacher, strategy, seed, identity, label
         self.callbacks = list(callbacks) if accelerator.is_main_process else []
         self.store = CheckpointStore(folder, keep=settings.keep) if folder is not None else None
-        self.steps_per_epoch = self._steps_per_epoch()
+        self.steps_per_epoch = settings.steps_per_epoch(data, accelerator.num_processes)
         self.total_steps = settings.max_steps or settings.epochs * self.steps_per_epoch
         self.sample_weights = None if sample_weights is None else sample_weights.to(accelerator.device)
         self.step = 0
@@ -127,22 +130,6 @@ class Trainer:
         self.follower = teacher if isinstance(teacher, EMATeacher) else None
         self.best: dict[str, Any] = {"metrics": None, "step": 0, "tensors": {}}
         self.meter = Meter(accelerator, has_teacher=teacher is not None)
-
-    def _steps_per_epoch(self) -> int:
-        settings, ranks = self.settings, self.accelerator.num_processes
-        size = self.data.size("train")
-        if size < settings.batch_size:
-            raise ConfigError(
-                f"engine.batch_size must not exceed the training split, got {settings.batch_size} for {size} samples; "
-                f"set engine.batch_size={size} or less"
-            )
-        steps = self.data.num_batches("train", settings.batch_size, train=True) // (ranks * settings.accumulation)
-        if steps < 1:
-            raise ConfigError(
-                f"an epoch of {size} samples holds no whole optimizer step of engine.batch_size={settings.batch_size} "
-                f"x engine.accumulation={settings.accumulation} x {ranks} processes; lower one of them"
-            )
-        return steps
 
     def fit(self, *, resume: bool = False) -> FitResult:
         """Train to the end, or until interrupted.
@@ -202,7 +189,8 @@ class Trainer:
         return {**batch, "weight": self.sample_weights[batch["index"]]}
 
     def _train_step(self, group: list[Batch]) -> None:
-        totals = self._totals(group)
+        group = self._rewritten(group)
+        totals = global_counts(self.task, group, self.accelerator)
         progress = self.step / self.total_steps
         for number, batch in enumerate(group):
             batch = self._formatted(batch)
@@ -224,12 +212,17 @@ class Trainer:
         with self.accelerator.autocast(), self.meter.teacher():
             return self.teacher(batch)
 
-    def _totals(self, group: list[Batch]) -> dict[str, Tensor]:
-        counts = [self.task.counts(batch) for batch in group]
-        totals = {key: torch.stack([count[key] for count in counts]).sum() for key in counts[0]}
-        if self.accelerator.num_processes > 1:
-            totals = {key: self.accelerator.reduce(value, "sum") for key, value in totals.items()}
-        return totals
+    def _rewritten(self, group: list[Batch]) -> list[Batch]:
+        """What the strategy makes of the micro-batches of a step."""
+        if self.strategy is None:
+            return group
+        networks = self.distiller.student.network, getattr(self.teacher, "network", None)
+        rank, progress = self.accelerator.process_index, self.step / self.total_steps
+        with self.accelerator.autocast():
+            return [
+                self.strategy(batch, *networks, key=(self.seed, self.step, number), rank=rank, progress=progress)
+                for number, batch in enumerate(group)
+            ]
 
     def _formatted(self, batch: Batch) -> Batch:
         if not self.settings.channels_last:
@@ -305,7 +298,7 @@ class Trainer:
 
     def _log(self) -> None:
         record: dict[str, Any] = {"step": self.step, "epoch": self.step / self.steps_per_epoch}
-        record |= self.meter.record()
+        record |= self.meter.record() | dict(self.strategy.record() if self.strategy is not None else {})
         record["lr"] = self.optimizers["student"].param_groups[0]["lr"]
         record["eta"] = self.meter.seconds / max(self.step, 1) * (self.total_steps - self.step)
         balance = self.distiller.student.objective.balance

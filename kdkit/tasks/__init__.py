@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdkit.tasks._base import Metrics, Task
+    from kdkit.tasks._strategy import Strategy
     from kdkit.tasks.causal_lm import CausalLM
     from kdkit.tasks.classification import Classification
+    from kdkit.tasks.written_text import WrittenText
 
-_EXPORTS = {"CausalLM": "causal_lm", "Classification": "classification", "Metrics": "_base", "Task": "_base"}
+_EXPORTS = {
+    "CausalLM": "causal_lm",
+    "Classification": "classification",
+    "Metrics": "_base",
+    "Strategy": "_strategy",
+    "Task": "_base",
+    "WrittenText": "written_text",
+}
 
-__all__ = ["CausalLM", "Classification", "Metrics", "Task"]
+__all__ = ["CausalLM", "Classification", "Metrics", "Strategy", "Task", "WrittenText"]
 
 
 def __getattr__(name: str) -> Any:

@@ -117,11 +117,13 @@ class CausalLM(Task):
         return {"input_ids": ids, "attention_mask": mask, "position_ids": batch["position_ids"][:, :-1]}
 
     def targets(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """Next tokens ``[B, T - 1]`` and where they count: inside one document, and not in a prompt or padding."""
+        """Next tokens ``[B, T - 1]`` and where they count: inside one document, and not in a prompt or padding.
+
+        A batch of written text says by ``counts`` where: its tokens may count without being labels."""
         documents = batch["document_ids"]
         inside = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] != 0)
         labels = batch["labels"][:, 1:]
-        mask = inside & (labels != IGNORE_INDEX)
+        mask = inside & (batch["counts"][:, 1:] if "counts" in batch else labels != IGNORE_INDEX)
         return labels.masked_fill(~mask, IGNORE_INDEX), mask
 
     def metrics(self) -> CausalLMMetrics:

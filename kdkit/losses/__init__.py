@@ -4,6 +4,7 @@ Importing this package loads torch and nothing else. Files without an underscore
 """
 
 from kdkit.losses._base import DistillationLoss, FeatureLoss, FeaturesLoss, LabelledLogitLoss, LogitLoss, Probe
+from kdkit.losses._fused_linear import FusedParts, fused_linear_divergence
 from kdkit.losses.ab import ABLoss, ab_loss
 from kdkit.losses.ab_divergence import ABDivergenceLoss, ab_divergence_loss
 from kdkit.losses.adaptive_kl import AdaptiveKLLoss, adaptive_kl_loss
@@ -122,6 +123,7 @@ __all__ = [
     "FeatureLoss",
     "FeaturesLoss",
     "FitNetsLoss",
+    "FusedParts",
     "GramLoss",
     "HellingerLoss",
     "HiddenCosineLoss",
@@ -208,6 +210,7 @@ __all__ = [
     "fitnets_loss",
     "fsp_loss",
     "ft_loss",
+    "fused_linear_divergence",
     "gram_loss",
     "hellinger_loss",
     "hidden_cosine_loss",

@@ -1,9 +1,8 @@
 """The fused losses in torch: a tile of rows at a time, whose logits its gradient overwrites.
 
-A tile of the student's logits, ``[R, V]``, is computed by one product, and those of the teacher by a few smaller ones.
-Value and gradient come block by block from the kernels of the dense losses. The gradient takes the place of the
-student's logits and goes through two products into the gradients of hidden states and head. Nothing is computed twice,
-and rows that do not count take part in nothing.
+A tile is the logits of both networks for some rows, ``[2, R, V]``. Value and gradient come block by block from the
+kernels of the dense losses. The gradient takes the place of the student's logits and goes through two products into
+the gradients of hidden states and head. Nothing is computed twice, and rows that do not count take part in nothing.
 """
 
 from __future__ import annotations
@@ -21,32 +20,34 @@ from kdkit.losses._blocks import _POOL, buffer
 
 __all__ = ["arithmetic", "chunked", "tile_rows"]
 
-_TILES = 42 * 2**20
-"""Bytes of both tiles on a CPU; scratch and the buffers of the matrix products keep the sum below 64 MiB."""
+_TILES = 56 * 2**20
+"""Bytes of a tile on a CPU; with scratch and the buffers of the matrix products the sum is below 64 MiB."""
 _ACCELERATOR_TILES = 2**30
-_STRIPE = 2**20
-"""Entries of a head in one product."""
+_STRIPE = 2**19
+"""Entries of a head in one product: what fits into the cache of a core."""
 
 
 def arithmetic(problem: Problem) -> torch.dtype:
     """float64 if anything is, else float32."""
-    student, teacher = problem.student, problem.teacher
-    wide = torch.float64 in (student.hidden.dtype, student.head.dtype, teacher.hidden.dtype, teacher.head.dtype)
+    given = (*problem.student.tensors(), *problem.teacher.tensors())
+    wide = any(each is not None and each.dtype == torch.float64 for each in given)
     return torch.float64 if wide else torch.float32
 
 
-def tile_rows(problem: Problem, dtype: torch.dtype) -> tuple[int, int]:
-    """Rows of the student's tile and of the teacher's, which is half as high."""
-    rows, device = len(problem.kept), problem.student.hidden.device
-    if problem.chunk is None:
-        budget = _TILES if device.type == "cpu" else _ACCELERATOR_TILES
-        most = max(budget // (dtype.itemsize * len(problem.student.head)), 2)
-        height = 2 * most // 3
-        parts = max(-(-rows // height), 1)
-        height = max(-(-rows // parts), 1)
-    else:
-        height = min(problem.chunk, max(rows, 1))
-    return height, -(-height // 2)
+def networks(problem: Problem) -> int:
+    """How many networks have logits to compute."""
+    return 1 + isinstance(problem.teacher, Network)
+
+
+def tile_rows(problem: Problem, dtype: torch.dtype) -> int:
+    """Rows whose logits exist at a time."""
+    rows, device = max(len(problem.kept), 1), problem.student.hidden.device
+    if problem.chunk is not None:
+        return min(problem.chunk, rows)
+    budget = _TILES if device.type == "cpu" else _ACCELERATOR_TILES
+    most = max(budget // (networks(problem) * dtype.itemsize * len(problem.student.head)), 1)
+    most = most // 16 * 16 or most  # what matrix products like
+    return min(most, rows)
 
 
 def chunked(problem: Problem, needed: tuple[bool, bool, bool], row_weights: float | Tensor) -> Solved:
@@ -74,29 +75,24 @@ class _Tiles:
     def run(self) -> Solved:
         """All tiles."""
         rows = len(self.problem.kept)
-        high, low = tile_rows(self.problem, self.dtype)
+        high = tile_rows(self.problem, self.dtype)
         if rows:
-            student, teacher = (
-                torch.empty(size, self.vocabulary, dtype=self.dtype, device=self.device) for size in (high, low)
-            )
-            with RowsOfTile.of(self.problem, self.dtype, any(self.needed)) as rows_of_tile:
+            tiles = torch.empty(networks(self.problem), high, self.vocabulary, dtype=self.dtype, device=self.device)
+            with RowsOfTile.of(self.problem, self.dtype, any(self.needed), high) as rows_of_tile:
                 for start in range(0, rows, high):
-                    self._tile(rows_of_tile, start, min(start + high, rows), student, teacher)
+                    self._tile(rows_of_tile, start, min(start + high, rows), tiles)
         head = self.head
         if self.needed[1] and head is None:
             head = torch.zeros(self.problem.student.head.shape, dtype=self.dtype, device=self.device)
         return Solved(self.values[0], self.values[1], self.gradients._replace(head=head))
 
-    def _tile(self, rows_of_tile: RowsOfTile, start: int, stop: int, student: Tensor, teacher: Tensor) -> None:
-        problem = self.problem
-        student = student[: stop - start]
-        hidden = self._project(problem.student, start, stop, student)
-        for first in range(start, stop, len(teacher)):
-            last = min(first + len(teacher), stop)
-            tile = teacher[: last - first]
-            self._project(problem.teacher, first, last, tile)
-            weights = self.row_weights if isinstance(self.row_weights, float) else self.row_weights[first:last]
-            rows_of_tile(student[first - start : last - start], tile, first, last, weights, self.values)
+    def _tile(self, rows_of_tile: RowsOfTile, start: int, stop: int, tiles: Tensor) -> None:
+        student, teacher = tiles[0, : stop - start], tiles[-1, : stop - start]
+        hidden = self._project(self.problem.student, start, stop, student)
+        if isinstance(self.problem.teacher, Network):
+            self._project(self.problem.teacher, start, stop, teacher)
+        weights = self.row_weights if isinstance(self.row_weights, float) else self.row_weights[start:stop]
+        rows_of_tile(student, teacher, start, weights, self.values)
         self._spread(hidden, student, start, stop)
 
     def _project(self, network: Network, start: int, stop: int, out: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from kdkit.kernels._divergences import Divergence
 from kdkit.losses._ops import once
+from kdkit.losses._sparse import Entries
 
-__all__ = ["Gradients", "Network", "Problem", "Solved", "Solver", "solve"]
+__all__ = ["Gradients", "Known", "Network", "Problem", "Solved", "Solver", "solve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +35,53 @@ class Network:
     softcap: float | None
     temperature: float
 
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All of them."""
+        return self.hidden, self.head, self.bias
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a teacher at some entries of each row.
+
+    Attributes:
+        entries: the divergence, see :data:`~kdkit.losses._sparse.Entries`.
+        values: its second argument for all rows, ``[N, m]``.
+        index: int64 ``[N, k]``.
+        repeated: whether an entry may occur twice in a row.
+        alone: whether the other entries do not matter, so that their logits need not be computed.
+    """
+
+    entries: Entries
+    values: Tensor
+    index: Tensor
+    repeated: bool
+    alone: bool
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All of them."""
+        return self.values, self.index
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A divergence and a cross-entropy for the rows ``kept``.
 
     Attributes:
-        student, teacher: the networks.
+        student: the network that learns.
+        teacher: the other one, or what is known of it.
         labels: int64 ``[N]`` or ``None``.
         kept: int64, the rows that count.
-        divergence: which.
+        divergence: which; ``None`` where ``teacher`` has one.
         weights: of the divergence and of the cross-entropy; a term of weight 0 is not computed.
         chunk: rows of the student's tile, or ``None`` for what the memory budget allows.
     """
 
     student: Network
-    teacher: Network
+    teacher: Network | Known
     labels: Tensor | None
     kept: Tensor
-    divergence: Divergence
+    divergence: Divergence | None
     weights: tuple[float, float]
     chunk: int | None
 
@@ -97,7 +126,7 @@ class _Fused(torch.autograd.Function):
         count = max(len(problem.kept), 1) if reduction == "mean" else 1
         ctx.problem, ctx.solver, ctx.needed, ctx.unit = problem, solver, needed, 1 / count
         ctx.dtypes = [None if each is None else each.dtype for each in sources]
-        more = (problem.teacher.hidden, problem.teacher.head, problem.teacher.bias, problem.labels, problem.kept)
+        more = (*problem.teacher.tensors(), problem.labels, problem.kept)
         kept = [each for each in (*sources, *more) if each is not None and not each.is_inference()]
         ctx.save_for_backward(*kept)
         solved = solver(problem, needed, 1 / count)  # type: ignore[arg-type]
@@ -112,7 +141,7 @@ class _Fused(torch.autograd.Function):
         factor = _uniform(upstream, ctx.problem.kept)
         if gradients is None or factor is None:
             _ = ctx.saved_tensors  # raises if one of them was changed in place since
-            rows = upstream.index_select(0, ctx.problem.kept) if upstream.ndim else upstream
+            rows = upstream.index_select(0, ctx.problem.kept) if upstream.ndim else float(upstream)
             gradients = ctx.solver(ctx.problem, ctx.needed, rows * ctx.unit)[2]
         elif factor != 1.0:
             for each in gradients:

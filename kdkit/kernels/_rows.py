@@ -9,12 +9,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kdkit.kernels._problem import Problem
+from kdkit.kernels._problem import Known, Network, Problem
 from kdkit.losses._blocks import _POOL, scratch
 from kdkit.losses._kernels import Laws, forward_kl
-from kdkit.losses._one_pass import normalise_into, scale_into
+from kdkit.losses._one_pass import Rows, normalise_into, scale_into
+from kdkit.losses._sparse import sparse_block
 
-__all__ = ["RowsOfTile"]
+__all__ = ["RowsOfTile", "cap"]
 
 _LOG_2 = 0.6931471805599453
 _BLOCK = 2**18
@@ -23,28 +24,28 @@ _ACCELERATOR_BLOCK = 2**24
 
 
 class RowsOfTile:
-    """``rows(student, teacher, first, last, weights, values)`` on the raw logits ``[n, V]`` of the rows ``first`` to
-    ``last``: values ``[2, N]`` are filled in there, and ``student`` becomes the gradient of the weighted sum."""
+    """``rows(student, teacher, first, weights, values)`` on the raw logits ``[n, V]`` of the rows from ``first`` on:
+    values ``[2, N]`` are filled in there, and ``student`` becomes the gradient of the weighted sum."""
 
     def __init__(self, problem: Problem, dtype: torch.dtype, learning: bool, rooms: list[Tensor], step: int) -> None:
         self.problem, self.dtype, self.learning, self.rooms, self.step = problem, dtype, learning, rooms, step
 
     @classmethod
     @contextlib.contextmanager
-    def of(cls, problem: Problem, dtype: torch.dtype, learning: bool) -> Iterator[RowsOfTile]:
-        """With scratch for as long as the context lasts."""
+    def of(cls, problem: Problem, dtype: torch.dtype, learning: bool, high: int) -> Iterator[RowsOfTile]:
+        """For tiles of ``high`` rows, with scratch for as long as the context lasts."""
         vocabulary, device = len(problem.student.head), problem.student.hidden.device
         workers = torch.get_num_threads() if device.type == "cpu" else 1
         step = max((_BLOCK if device.type == "cpu" else _ACCELERATOR_BLOCK) // vocabulary, 1)
-        count = 3 + (problem.student.softcap is not None) + (problem.weights[1] != 0)
+        step = min(step, -(-high // workers))
+        count = 3 * isinstance(problem.teacher, Network) + (problem.student.softcap is not None)
+        count += problem.weights[1] != 0
         with contextlib.ExitStack() as stack:
             room = stack.enter_context(scratch((workers, count, step, vocabulary), dtype, device))
             yield cls(problem, dtype, learning, list(room), step)
 
-    def __call__(
-        self, student: Tensor, teacher: Tensor, first: int, last: int, weights: float | Tensor, values: Tensor
-    ) -> None:
-        step = max(min(self.step, -(-len(student) // len(self.rooms))), 1)
+    def __call__(self, student: Tensor, teacher: Tensor, first: int, weights: float | Tensor, values: Tensor) -> None:
+        step = self.step
         todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         for start in range(0, len(student), step):
             todo.put(start)
@@ -70,34 +71,44 @@ class RowsOfTile:
     ) -> None:
         problem, spare = self.problem, list(room[:, : len(student)])
         share, ce_share = problem.weights
-        chain = _cap(student, problem.student.softcap, spare[3] if problem.student.softcap is not None else None)
-        _cap(teacher, problem.teacher.softcap, None)
-        labels = None
+        chain = cap(student, problem.student.softcap, None if problem.student.softcap is None else spare.pop())
         if ce_share:
             assert problem.labels is not None
             labels = problem.labels.index_select(0, problem.kept[rows]).unsqueeze(-1)
-            law = spare[-1]
+            law = spare.pop()
             values[1, rows] = _cross_entropy(student, labels, law)
-        if share:
-            values[0, rows], slope, factor = self._divergence(student, teacher, spare)
-        else:
+        if not share:
             slope, factor = student.zero_(), 0.0
+        elif isinstance(problem.teacher, Network):
+            cap(teacher, problem.teacher.softcap, None)
+            values[0, rows], slope, factor = self._divergence(student, teacher, problem.teacher.temperature, spare)
+        else:
+            values[0, rows], slope, factor = self._from_known(student, problem.teacher, rows)
         if not self.learning:
             return
         torch.mul(slope, weights * (share * factor), out=student)
         if ce_share:
-            assert labels is not None
             law.scatter_add_(1, labels, law.new_full((), -1.0).expand_as(labels))
             student.add_(law.mul_(weights * ce_share))
         if chain is not None:
             student.mul_(chain)
 
-    def _divergence(self, student: Tensor, teacher: Tensor, spare: list[Tensor]) -> tuple[Tensor, Tensor, float]:
+    def _from_known(self, student: Tensor, teacher: Known, rows: slice) -> tuple[Tensor, Tensor, float]:
+        kept, temperature = self.problem.kept[rows], self.problem.student.temperature
+        known, index = (each.index_select(0, kept) for each in (teacher.values, teacher.index))
+        known = known.to(self.dtype)
+        more = self.learning, teacher.repeated
+        return (*sparse_block(teacher.entries, known, index, student, temperature, *more), 1 / temperature)
+
+    def _divergence(
+        self, student: Tensor, teacher: Tensor, temperature: float, spare: list[Tensor]
+    ) -> tuple[Tensor, Tensor, float]:
         """Values ``[n]``, gradient with respect to the capped logits, and a number to multiply it by."""
         divergence = self.problem.divergence
-        cooling = self.problem.student.temperature, self.problem.teacher.temperature
+        assert divergence is not None
+        cooling = self.problem.student.temperature, temperature
         if divergence.kernel is None:
-            return self._by_formula(student, teacher, cooling)
+            return self._by_formula(divergence.rows, student, teacher, cooling)
         scale_into(teacher, cooling[1], teacher)
         scale_into(student, cooling[0], student)
         if divergence.kernel is forward_kl:
@@ -113,19 +124,18 @@ class RowsOfTile:
         return values.mul_(unit), slope, factor / cooling[0]
 
     def _by_formula(
-        self, student: Tensor, teacher: Tensor, cooling: tuple[float, float]
+        self, formula: Rows, student: Tensor, teacher: Tensor, cooling: tuple[float, float]
     ) -> tuple[Tensor, Tensor, float]:
         log_p = torch.log_softmax(teacher / cooling[1], dim=-1)
         logits = student / cooling[0]
         with torch.set_grad_enabled(self.learning):
-            values = self.problem.divergence.rows(
-                log_p, torch.log_softmax(logits.requires_grad_(self.learning), dim=-1)
-            )
-            slope = torch.autograd.grad(values.sum(), logits)[0] if values.requires_grad else torch.zeros_like(logits)
+            values = formula(log_p, torch.log_softmax(logits.requires_grad_(self.learning), dim=-1))
+            total = values.sum()
+        slope = torch.autograd.grad(total, logits)[0] if total.requires_grad else torch.zeros_like(logits)
         return values.detach(), slope, 1 / cooling[0]
 
 
-def _cap(rows: Tensor, softcap: float | None, chain: Tensor | None) -> Tensor | None:
+def cap(rows: Tensor, softcap: float | None, chain: Tensor | None) -> Tensor | None:
     """``softcap tanh(rows / softcap)`` in place; its derivative in ``chain``."""
     if softcap is None:
         return None

@@ -13,7 +13,18 @@ from kdkit.losses._checks import _check_float, _pair, check_at_least, check_labe
 if TYPE_CHECKING:
     from kdkit.kernels._problem import Network
 
-__all__ = ["Cap", "Pair", "Sources", "check_chunk", "check_networks", "counted", "network_of", "scales_of", "side_of"]
+__all__ = [
+    "Cap",
+    "Pair",
+    "Sources",
+    "check_chunk",
+    "check_networks",
+    "check_student",
+    "counted",
+    "network_of",
+    "scales_of",
+    "side_of",
+]
 
 Pair = float | tuple[float, float]
 """One number for both networks, or a pair (student, teacher)."""
@@ -25,6 +36,22 @@ Sources = tuple[Tensor, Tensor, Tensor | None]
 """Hidden states ``[N, H]``, head ``[V, H]`` and bias ``[V]``."""
 
 
+def _check_network(name: str, side: str, hidden: Tensor, head: Tensor, student_hidden: Tensor) -> None:
+    _check_float(name, f"{side}_hidden", hidden, 1, "float of shape [B, H] or [B, T, H]")
+    _check_float(name, f"{side}_head", head, 1, "float of shape [V, H]")
+    if head.ndim != 2 or head.shape[1] != hidden.shape[-1] or not len(head):
+        rule = f"float of shape [V, {hidden.shape[-1]}], the width of {side}_hidden"
+        refuse(name, f"{side}_head", rule, head, "pass the weight of the layer that reads these states")
+    if hidden.device != student_hidden.device or head.device != student_hidden.device:
+        refuse(name, f"{side}_head", f"on {student_hidden.device} like student_hidden", str(head.device))
+
+
+def check_student(name: str, hidden: Tensor, head: Tensor) -> int:
+    """The number of entries of the student's head; refuses tensors that do not belong together."""
+    _check_network(name, "student", hidden, head, hidden)
+    return len(head)
+
+
 def check_networks(
     name: str,
     student_hidden: Tensor,
@@ -34,15 +61,8 @@ def check_networks(
     vocabulary: Any,
 ) -> int:
     """How many entries of the vocabulary take part; refuses tensors that do not belong together."""
-    sides = {"student": (student_hidden, student_head), "teacher": (teacher_hidden, teacher_head)}
-    for side, (hidden, head) in sides.items():
-        _check_float(name, f"{side}_hidden", hidden, 1, "float of shape [B, H] or [B, T, H]")
-        _check_float(name, f"{side}_head", head, 1, "float of shape [V, H]")
-        if head.ndim != 2 or head.shape[1] != hidden.shape[-1] or not len(head):
-            rule = f"float of shape [V, {hidden.shape[-1]}], the width of {side}_hidden"
-            refuse(name, f"{side}_head", rule, head, "pass the weight of the layer that reads these states")
-        if hidden.device != student_hidden.device or head.device != student_hidden.device:
-            refuse(name, f"{side}_head", f"on {student_hidden.device} like student_hidden", str(head.device))
+    _check_network(name, "student", student_hidden, student_head, student_hidden)
+    _check_network(name, "teacher", teacher_hidden, teacher_head, student_hidden)
     if teacher_hidden.shape[:-1] != student_hidden.shape[:-1]:
         rule = f"of the positions of student_hidden, {list(student_hidden.shape[:-1])}"
         refuse(name, "teacher_hidden", rule, teacher_hidden, "both networks need the same tokens")

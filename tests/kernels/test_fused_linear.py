@@ -242,15 +242,15 @@ def test_float32_is_as_exact_as_a_part_in_a_million() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The most entries of any tensor that an operation returns."""
+    """The most bytes of any tensor that an operation returns."""
 
-    entries = 0
+    size = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for each in result if isinstance(result, tuple | list) else [result]:
             if isinstance(each, Tensor):
-                self.entries = max(self.entries, each.numel())
+                self.size = max(self.size, each.numel() * each.element_size())
         return result
 
 
@@ -258,7 +258,7 @@ def test_the_logits_never_exist() -> None:
     heads = Heads(rows=400, entries=300)
     with Largest() as largest:
         fused_linear_divergence(**heads.tensors, labels=heads.labels, ce_weight=1.0, chunk_size=20).backward()
-    assert largest.entries < 400 * 300 / 4
+    assert largest.size < 400 * 300 * 8 / 4
 
 
 # ---- differentiation -----------------------------------------------------------------------------------------------

@@ -18,13 +18,16 @@ from kdkit.kernels._problem import Gradients, Network, Problem, Solved
 from kdkit.kernels._rows import RowsOfTile
 from kdkit.losses._blocks import _POOL, buffer
 
-__all__ = ["arithmetic", "chunked", "tile_rows"]
+__all__ = ["Tiles", "arithmetic", "chunked", "tile_rows"]
 
 _TILES = 56 * 2**20
 """Bytes of a tile on a CPU; with scratch and the buffers of the matrix products the sum is below 64 MiB."""
 _ACCELERATOR_TILES = 2**30
 _STRIPE = 2**19
 """Entries of a head in one product: what fits into the cache of a core."""
+
+
+EachTile = Callable[[Tensor, Tensor, int, float | Tensor, Tensor], None]
 
 
 def arithmetic(problem: Problem) -> torch.dtype:
@@ -53,14 +56,27 @@ def tile_rows(problem: Problem, dtype: torch.dtype) -> int:
 def chunked(problem: Problem, needed: tuple[bool, bool, bool], row_weights: float | Tensor) -> Solved:
     """The solver for any device; see :data:`~kdkit.kernels._problem.Solver`."""
     with torch.no_grad():
-        return _Tiles(problem, needed, row_weights).run()
+        return Tiles(problem, needed, row_weights, RowsOfTile.of).run()
 
 
-class _Tiles:
-    """The state of one pass."""
+class Tiles:
+    """The state of one pass.
 
-    def __init__(self, problem: Problem, needed: tuple[bool, bool, bool], row_weights: float | Tensor) -> None:
-        self.problem, self.needed, self.row_weights = problem, needed, row_weights
+    Args:
+        problem, needed, row_weights: as for a solver.
+        rows: a context that gives ``rows(student, teacher, first, weights, values)``, see
+            :class:`~kdkit.kernels._rows.RowsOfTile`; it is called with the problem, the dtype of the arithmetic,
+            whether a gradient is needed, and the rows of a tile.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        needed: tuple[bool, bool, bool],
+        row_weights: float | Tensor,
+        rows: Callable[[Problem, torch.dtype, bool, int], contextlib.AbstractContextManager[EachTile]],
+    ) -> None:
+        self.problem, self.needed, self.row_weights, self.rows = problem, needed, row_weights, rows
         self.dtype, self.device = arithmetic(problem), problem.student.hidden.device
         student, self.vocabulary = problem.student, len(problem.student.head)
         self.values = torch.zeros(2, len(problem.kept), dtype=self.dtype, device=self.device)
@@ -78,7 +94,7 @@ class _Tiles:
         high = tile_rows(self.problem, self.dtype)
         if rows:
             tiles = torch.empty(networks(self.problem), high, self.vocabulary, dtype=self.dtype, device=self.device)
-            with RowsOfTile.of(self.problem, self.dtype, any(self.needed), high) as rows_of_tile:
+            with self.rows(self.problem, self.dtype, any(self.needed), high) as rows_of_tile:
                 for start in range(0, rows, high):
                     self._tile(rows_of_tile, start, min(start + high, rows), tiles)
         head = self.head
@@ -86,7 +102,7 @@ class _Tiles:
             head = torch.zeros(self.problem.student.head.shape, dtype=self.dtype, device=self.device)
         return Solved(self.values[0], self.values[1], self.gradients._replace(head=head))
 
-    def _tile(self, rows_of_tile: RowsOfTile, start: int, stop: int, tiles: Tensor) -> None:
+    def _tile(self, rows_of_tile: EachTile, start: int, stop: int, tiles: Tensor) -> None:
         student, teacher = tiles[0, : stop - start], tiles[-1, : stop - start]
         hidden = self._project(self.problem.student, start, stop, student)
         if isinstance(self.problem.teacher, Network):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1] / "kdkit"
 
 LEVELS = [
     {"errors", "outputs", "schedules", "_files"},
-    {"losses"},
+    {"losses", "kernels"},
     {"balancing", "objective", "features"},
     {"data", "models", "tasks", "teachers"},
     {"engine"},

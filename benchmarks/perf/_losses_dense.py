@@ -128,19 +128,24 @@ def labels_of(mask: Tensor) -> Tensor:
     return torch.where(mask, 0, -100)
 
 
-def torchtune(name: str) -> Callable[[], Loss]:
+def torchtune_module(name: str) -> Any:
     """A module of torchtune, from its own file: the package as a whole imports others."""
+    package = importlib.util.find_spec("torchtune")
+    if package is None or package.origin is None:
+        raise ImportError("torchtune")
+    path = Path(package.origin).parent / "modules" / "loss" / "kd_losses.py"
+    spec = importlib.util.spec_from_file_location("torchtune_kd_losses", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)()
+
+
+def torchtune(name: str) -> Callable[[], Loss]:
+    """A module of torchtune on these inputs."""
 
     def load() -> Loss:
-        package = importlib.util.find_spec("torchtune")
-        if package is None or package.origin is None:
-            raise ImportError("torchtune")
-        path = Path(package.origin).parent / "modules" / "loss" / "kd_losses.py"
-        spec = importlib.util.spec_from_file_location("torchtune_kd_losses", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        loss = getattr(module, name)()
+        loss = torchtune_module(name)
         return lambda student, teacher, mask: loss(student, teacher, labels_of(mask))
 
     return load

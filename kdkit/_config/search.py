@@ -14,7 +14,7 @@ from kdkit._config.bind import bind
 from kdkit._config.context import Context
 from kdkit._config.methods import baseline_name, method_configs
 from kdkit._config.pairing import check_losses
-from kdkit.errors import ConfigError, did_you_mean
+from kdkit.errors import ConfigError, InputError, did_you_mean
 
 __all__ = ["Candidate", "Candidates", "Rules", "find_candidates", "parse_budget", "search_rules"]
 
@@ -168,7 +168,7 @@ def _candidate(method: str, cfg: DictConfig, changes: dict[str, Any]) -> Candida
         for loss, block in settings["loss"].items():
             bind(f"loss.{loss}", block)
         check_losses(settings)
-    except ConfigError as error:
+    except InputError as error:
         raise ConfigError(f"search of {name!r}: {error}") from error
     return Candidate(name, method, changes, cfg)
 

@@ -76,13 +76,14 @@ def without_own(config: DictConfig) -> DictConfig:
     return OmegaConf.create({key: value for key, value in plain.items() if key not in _OWN})
 
 
-def make_cell(name: str, config: DictConfig, seed: int, folder: Path) -> Cell:
-    """A training with the settings of a method, for this seed and this folder."""
-    cfg = without_own(config)
-    cfg.seed, cfg.resume, cfg.run_dir, cfg.loggers = seed, None, None, {}
-    eval_every = cfg.engine.eval_every if cfg.engine.select == "best" else 0
-    cfg.engine.update({**_CELL_ENGINE, "eval_every": eval_every})
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
+def make_cell(name: str, config: DictConfig, seed: int, folder: Path, max_steps: int | None = None) -> Cell:
+    """A training with the settings of a method, for this seed and this folder; ``max_steps`` makes it shorter."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    settings: dict[str, Any] = {key: value for key, value in plain.items() if key not in _OWN}
+    engine = settings["engine"]
+    engine |= _CELL_ENGINE if engine["select"] == "best" else {**_CELL_ENGINE, "eval_every": 0}
+    engine |= {"max_steps": max_steps} if max_steps is not None else {}
+    settings |= {"seed": seed, "resume": None, "run_dir": None, "loggers": {}}
     return Cell(name, seed, settings, str(folder))
 
 

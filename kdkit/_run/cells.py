@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +186,7 @@ class Crew:
             return
         waiting, running = iter(cells), set[Future[dict[str, Any]]]()
         while True:
-            while len(running) < self.workers and (cell := next(waiting, None)) is not None:
+            for cell in islice(waiting, self.workers - len(running)):
                 running.add(self._pool.submit(run, cell, self.context))
             if not running:
                 return

@@ -220,10 +220,8 @@ class _Search:
     def _cell(self, candidate: Candidate, seed: int, place: str, steps: int | None) -> Cell:
         number = self._everyone().index(candidate)
         folder = self.folder / place / f"{number:03d}-{candidate.method}-s{seed}"
-        config = candidate.config.copy()
-        if steps is not None and steps < self.state.full:
-            config.engine.max_steps = steps
-        return make_cell(candidate.name, config, seed, folder)
+        short = steps if steps is not None and steps < self.state.full else None
+        return make_cell(candidate.name, candidate.config, seed, folder, short)
 
     def _train(
         self,

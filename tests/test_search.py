@@ -95,7 +95,8 @@ class World:
         value = quality(cell) * (1 - math.exp(-steps / 100)) + 0.001 * cell.seed
         metrics = {"accuracy": 1 - value, "ece": 0.1} if stage == "final" else {}
         done = {"status": "ok", "error": None, "metrics": metrics, "validation": {"accuracy": value, "nll": 1 - value}}
-        return {**record, **done, "seconds": seconds, "steps": steps, "wall": seconds + OVERHEAD}
+        times = {"seconds": seconds, "steps": steps, "step_seconds": seconds / steps, "validating": 0.1}
+        return {**record, **done, **times, "wall": seconds + OVERHEAD}
 
 
 def quality(cell: Cell) -> float:
@@ -225,7 +226,9 @@ def test_the_best_by_validation_wins_within_the_budget(compare: Compare, capsys:
 def test_each_rung_keeps_the_best_third_and_is_three_times_longer(compare: Compare) -> None:
     compare(World(), "110s")
     (first, short), (second, longer) = rungs()
-    assert (first, second) == (10, 4) and longer >= 3 * short, "the plan is made anew, with the time that is left"
+    assert (first, second) == (10, 4) and FULL >= longer >= min(3 * short, FULL), (
+        "the plan is made anew, with the time that is left"
+    )
     kept = facts()["search"]["rungs"][1]["candidates"]
     assert set(kept) == {"kd", "kd temperature=1", "kd temperature=2", "kd temperature=3"}
     assert kept[0] == "kd temperature=3"

@@ -18,6 +18,7 @@ from kdkit._config.links import check_chain, link_settings
 from kdkit._config.pairing import check_blocks, check_losses, check_teacher_training
 from kdkit._config.recipes import group_options, recipes_dir
 from kdkit._config.safety import check_code_switches, check_trust
+from kdkit._config.trust import locate
 from kdkit.errors import ConfigError, did_you_mean
 
 __all__ = ["check", "prepare"]
@@ -125,7 +126,15 @@ def _check_network(settings: Mapping[str, Any]) -> None:
 def _check_given(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        raise ConfigError(f"{missing[0]} must be given; add {missing[0]}=…")
+        raise ConfigError(f"{missing[0]} must be given{_expected(cfg, missing[0])}; add {missing[0]}=…")
+
+
+def _expected(cfg: DictConfig, key: str) -> str:
+    """What belongs there, if the class that takes it says so."""
+    block, _, name = key.rpartition(".")
+    target = OmegaConf.select(cfg, f"{block}._target_") if block == "data" and name == "root" else None
+    said = getattr(locate(target, where=block), "expected", None) if target else None
+    return f": {said}" if said else ""
 
 
 def _prune(cfg: DictConfig, context: Context) -> None:

@@ -19,6 +19,7 @@ from kdkit._config.context import Context
 from kdkit._files import sha256_json
 from kdkit._run.build import Scene
 from kdkit._run.cells import Cell, scene_of
+from kdkit._run.devices import visible_gpus
 from kdkit._run.folder import load_config, make_run_dir
 from kdkit.errors import ConfigError, InputError
 
@@ -88,13 +89,15 @@ def make_cell(name: str, config: DictConfig, seed: int, folder: Path, max_steps:
 
 
 def worker_count(cfg: DictConfig) -> int:
-    """``auto``: on the CPU a process per core, since small networks leave cores idle; a GPU is not shared."""
+    """``auto``: a process per GPU; on the CPU one per core, since small networks leave cores idle."""
     if cfg.workers != "auto":
         if isinstance(cfg.workers, bool) or not isinstance(cfg.workers, int) or cfg.workers < 1:
             raise ConfigError(f"workers must be auto or a whole number of at least 1, got {cfg.workers!r}")
         return int(cfg.workers)
     on_cpu = cfg.engine.device == "cpu" or (cfg.engine.device == "auto" and not torch.cuda.is_available())
-    return min(os.cpu_count() or 1, 8) if on_cpu and not cfg.engine.threads else 1
+    if not on_cpu:
+        return max(len(visible_gpus()), 1)
+    return min(os.cpu_count() or 1, 8) if not cfg.engine.threads else 1
 
 
 def comparison_folder(cfg: DictConfig) -> Path:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from kdkit._files import read_jsonl, sha256_json
+from kdkit._run.devices import gpus_of_workers
 from kdkit.errors import KdkitError
 
 if TYPE_CHECKING:
@@ -110,25 +112,43 @@ def _train(cell: Cell, context: Context, measured: bool) -> dict[str, Any]:
             rows = distilled_rows(session, distilled)
             finish(session, "distill", distilled.student, distilled.fit, rows)
             metrics = rows[-1].metrics
-    fit = distilled.fit
-    validation = _validation(folder, fit.selected_step) or fit.validation
-    return {"metrics": metrics, "validation": validation, "seconds": fit.seconds, "steps": fit.steps}
+    fit, lines = distilled.fit, _lines(folder)
+    evaluations = [line for line in lines if line.get("split") == "val"]
+    chosen = [line["metrics"] for line in evaluations if line["step"] == fit.selected_step]
+    return {
+        "metrics": metrics,
+        "validation": dict(chosen[-1] if chosen else fit.validation),
+        "seconds": fit.seconds,
+        "steps": fit.steps,
+        "step_seconds": _step_seconds(lines) or fit.seconds / fit.steps,
+        "validating": fit.paused / max(len(evaluations), 1),
+    }
 
 
-def _validation(folder: Path, step: int) -> dict[str, float]:
-    """What the weights that were kept achieve on the validation split."""
-    seen = [line for line in read_jsonl(folder / "metrics.jsonl") if line.get("split") == "val"]
-    chosen = [line["metrics"] for line in seen if line.get("network", "student") == "student" and line["step"] == step]
-    return dict(chosen[-1]) if chosen else {}
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    """What was recorded of the student."""
+    lines = read_jsonl(folder / "metrics.jsonl")
+    return [line for line in lines if line.get("network", "student") == "student"]
+
+
+def _step_seconds(lines: Sequence[dict[str, Any]]) -> float | None:
+    """Seconds of a step, the first ones left out, which are slower."""
+    logged = [(line["step"], line["time"]) for line in lines if line.get("event") == "train"]
+    if len(logged) < 2 or logged[-1][0] == logged[0][0]:
+        return None
+    return (logged[-1][1] - logged[0][1]) / (logged[-1][0] - logged[0][0])
 
 
 RunCell = Callable[[Cell, "Context"], dict[str, Any]]
 """``run(cell, context)``: the record of a cell, a failure included."""
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker(threads: int, gpus: SimpleQueue[str | None]) -> None:
     import signal
 
+    gpu = gpus.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before anything of CUDA is touched
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
@@ -147,6 +167,8 @@ def _end_with_parent() -> None:
 class Crew:
     """Worker processes that stay for several rounds of cells; with one worker the cells run in this process.
 
+    Where there are GPUs, each worker sees one of them, in turn.
+
     Args:
         context: how the command was called.
         workers: processes.
@@ -159,11 +181,12 @@ class Crew:
     def __enter__(self) -> Crew:
         if self.workers > 1:
             threads = max((os.cpu_count() or 1) // self.workers, 1)
+            spawning = multiprocessing.get_context("spawn")
+            gpus: SimpleQueue[str | None] = spawning.SimpleQueue()
+            for gpu in gpus_of_workers(self.workers):
+                gpus.put(gpu)
             self._pool = ProcessPoolExecutor(
-                self.workers,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_start_worker,
-                initargs=(threads,),
+                self.workers, mp_context=spawning, initializer=_start_worker, initargs=(threads, gpus)
             )
         return self
 

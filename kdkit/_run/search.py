@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from kdkit._run.board import base_facts, comparison_folder, make_cell, prepare_t
 from kdkit._run.build import Scene
 from kdkit._run.cells import Cell, Crew, RunCell, run_cell, run_trial, scene_of
 from kdkit._run.folder import first_command, gone_if_refused, run_environment, write_run_files
-from kdkit._run.rungs import MARGIN, Plan, first_plan, next_plan
+from kdkit._run.rungs import MARGIN, Plan, first_plan, makespan, next_plan
 from kdkit._run.search_end import conclude
 from kdkit._run.search_state import State, Timer, span
 from kdkit.errors import ConfigError, KdkitError
@@ -137,6 +138,8 @@ class _Search:
             alive = self._kept(number, rung, alive)
             number += 1
         self._final(crew)
+        while self._one_more(alive):
+            self._final(crew)
 
     # ---- stages ----------------------------------------------------------------------------------------------------
 
@@ -146,7 +149,9 @@ class _Search:
         firsts = {candidate.method: candidate for candidate in reversed(self._everyone()) if not candidate.changes}
         todo = [firsts[method] for method in reversed(firsts) if not self.state.has("trial", firsts[method].name)]
         cells = [self._cell(candidate, self.seed, "search/trial", steps) for candidate in todo]
-        print(f"{len(self.known)} candidates of {len(set(firsts) - {self._first()})} methods", flush=True)
+        counts = Counter(candidate.method for candidate in self.found.tried)
+        listed = ", ".join(f"{method} {count}" for method, count in counts.items())
+        print(f"{len(self.known)} candidates of {len(counts)} methods: {listed}", flush=True)
         self._train(crew, "trial", cells, lambda cell: 0.0, 0.0)
         baseline = self.found.baseline
         for candidate in firsts.values():
@@ -208,6 +213,20 @@ class _Search:
         method = {candidate.name: candidate.method for candidate in candidates}
         self._train(crew, "final", todo, lambda cell: costs.final(method[cell.method], self.state.full), 0.0)
 
+    def _one_more(self, alive: Sequence[str]) -> bool:
+        """Take the next best into a final that is over before the budget is, up to ``search.finalists``."""
+        names = (self.state.final or {}).get("candidates", [])
+        more = [name for name in alive[: self.rules.finalists] if name not in names]
+        if not names or not more or self.state.search["out_of_time"] == "final":
+            return False
+        candidate, costs = self.known[more[0]], self.state.costs(self.scene)
+        seconds = [costs.final(candidate.method, self.state.full)] * len(self.state.final["seeds"])  # type: ignore[index]
+        if makespan(seconds, self.workers) > MARGIN * self.state.timer.left:
+            return False
+        print(f"final: time for {candidate.name} too", flush=True)
+        self.state.extend_final(candidate)
+        return True
+
     # ---- parts -----------------------------------------------------------------------------------------------------
 
     def _everyone(self) -> list[Candidate]:
@@ -221,7 +240,10 @@ class _Search:
         number = self._everyone().index(candidate)
         folder = self.folder / place / f"{number:03d}-{candidate.method}-s{seed}"
         short = steps if steps is not None and steps < self.state.full else None
-        return make_cell(candidate.name, candidate.config, seed, folder, short)
+        cell = make_cell(candidate.name, candidate.config, seed, folder, short)
+        if place == "search/trial" and steps is not None:
+            cell.settings["engine"]["log_every"] = max(steps // 2, 1)  # two times, to tell a step from the start
+        return cell
 
     def _train(
         self,

@@ -194,6 +194,12 @@ class State:
         self.facts["baseline"] = names[0]
         self.save()
 
+    def extend_final(self, candidate: Candidate) -> None:
+        """One more candidate, for whom there is time after all."""
+        self.search["final"]["candidates"].append(candidate.name)
+        self.facts["methods"][candidate.name] = list(map(str, candidate.config.loss))
+        self.save()
+
     def ranking(self, stage: int, names: Sequence[str], task: Task) -> list[str]:
         """Names with a finite validation value, best first; equal ones by their validation loss."""
         scores = []
@@ -214,20 +220,22 @@ class State:
             elif record["steps"] == kept[0]["steps"]:
                 kept.append(record)
         per_step = {
-            method: math.fsum(record["seconds"] / record["steps"] for record in kept) / len(kept)
-            for method, kept in longest.items()
+            method: math.fsum(record["step_seconds"] for record in kept) / len(kept) for method, kept in longest.items()
         }
         slowest = max(per_step.values(), default=0.0)
         per_step |= {method: slowest for method in self.methods.values() if method not in per_step}
-        overhead = _overhead(list(self.records.values())) or 0.0
-        finals = _overhead(read_jsonl(self.folder / "results.jsonl"))
-        share = 1 + scene.data.size("test") / max(scene.data.size("val"), 1)
-        return Costs(per_step, overhead, finals if finals is not None else overhead * share)
+        done = [record for record in self.records.values() if record["status"] == "ok"]
+        finals = [line for line in read_jsonl(self.folder / "results.jsonl") if line["status"] == "ok"]
+        overhead = _overhead(done)
+        share = scene.data.size("test") / max(scene.data.size("val"), 1)
+        test = share * statistics.median(record["validating"] for record in done) if done else 0.0
+        return Costs(per_step, overhead, _overhead(finals) if finals else overhead + test)
 
 
-def _overhead(records: Sequence[Record]) -> float | None:
-    beside = [record["wall"] - record["seconds"] for record in records if record["status"] == "ok"]
-    return statistics.median(beside) if beside else None
+def _overhead(records: Sequence[Record]) -> float:
+    """Seconds of a training besides its steps."""
+    beside = [max(record["wall"] - record["step_seconds"] * record["steps"], 0.0) for record in records]
+    return statistics.median(beside) if beside else 0.0
 
 
 def _facts_of(candidate: Candidate) -> dict[str, Any]:

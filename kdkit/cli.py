@@ -35,6 +35,7 @@ Commands:
                kdkit evaluate run=runs/digits/…
   compare    Several losses times several seeds, one leaderboard.
                kdkit compare experiment=digits 'losses=[ce,kd,js]' seeds=5
+               kdkit compare experiment=digits budget=10m
   report     Write report.html and report.md of finished runs again, side by side if there are several.
                kdkit report runs/digits/…
   ls         What there is to choose from: losses, recipes, models, data, or the layers of a network.
@@ -131,9 +132,13 @@ def _report(words: list[str]) -> None:
         raise ConfigError(
             f"report takes folders of runs, and {missing[0]!r} is none; a run prints its folder at the end"
         )
-    from kdkit.report import write_reports
+    from kdkit.report import print_comparison, write_reports
 
-    for path in write_reports(words):
+    written = write_reports(words)
+    for word in words:
+        if (Path(word) / "compare.json").is_file():
+            print_comparison(word)
+    for path in written:
         print(path)
 
 

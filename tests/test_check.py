@@ -97,6 +97,8 @@ def test_the_default_settings_are_fine() -> None:
         (["data.labels=0"], "loss.ce needs labels and data.labels=0 leaves none"),
         (["loss=[]"], "there is no loss to train with; choose some: 'loss=[ce,kd]'"),
         (["student=timm"], "student.model.name must be given; add student.model.name="),
+        (["data=imagenet"], "data.root must be given: the folder with the ILSVRC2012 images of https://image-net.org"),
+        (["data=image_folder"], "data.root must be given: a folder of images, train/<class>/*.jpg and val"),
         (["~student"], "student is null; choose one of `kdkit ls models`: student="),
         (["~optim"], "optim must be a block with a _target_, got None; choose one: optim="),
         (["seed=-1"], "seed must be a whole number of at least 0, got -1"),

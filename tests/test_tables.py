@@ -217,6 +217,7 @@ def test_nothing_measured_says_so(plan: Plan) -> None:
         (["digits"], "'digits' must be KEY=VALUE"),
         (["tabel=digits"], "there is no option 'tabel'; did you mean 'table'?"),
         (["rows=kd"], "table must be given"),
+        (["table=imagenet_r34_r18", "rows=kd"], "data.root must be given: the folder with the ILSVRC2012 images"),
         (["table=digits", "rows=kd", "engine.epoch=3"], "engine has no setting 'epoch'; did you mean 'epochs'"),
         (["table=digits", "--report", "out=nowhere"], "out=nowhere has no results.jsonl"),
     ],

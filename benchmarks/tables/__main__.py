@@ -8,7 +8,7 @@ Runs a paper's table, or the part of it that is asked for, and puts the publishe
   seeds=5           number of seeds, or a list: seeds=[0,1,2]
   data_dir=FOLDER   where the data set is (data.root)
   out=FOLDER        default runs/tables/NAME; what is in it is not run again
-  workers=1         cells at a time
+  workers=1         cells at a time; with several GPUs each worker has one, auto: a worker per GPU
   KEY=VALUE         any other setting of kdkit distill, for all cells: engine.precision=bf16
   --dry-run         compose every cell, measure a few steps, say what the table costs
   --smoke           two steps of every cell on made-up data of the true shape
@@ -110,7 +110,7 @@ def run(options: Options) -> int:
     made_up = bool(options.flags & {"--smoke", "--dry-run"})
     plan = make_plan(table, pairs, methods, [*extra, *options.settings], made_up=made_up)
     seeds = seeds_of(options.own.get("seeds", str(table.runs or 1)))
-    workers = _whole(options.own.get("workers", "1"), "workers")
+    workers = _workers(options.own.get("workers", "1"))
     folder = Path(options.own.get("out", f"runs/tables/{table.name}"))
     if "--smoke" in options.flags:
         return _smoke(plan, workers)
@@ -120,6 +120,12 @@ def run(options: Options) -> int:
         print_cost(plan, len(seeds))
         return 0
     return _run(plan, seeds, folder, workers, only_report="--report" in options.flags)
+
+
+def _workers(text: str) -> int:
+    from kdkit._run.devices import visible_gpus
+
+    return max(len(visible_gpus()), 1) if text == "auto" else _whole(text, "workers")
 
 
 def _whole(text: str, name: str) -> int:

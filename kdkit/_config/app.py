@@ -26,6 +26,7 @@ from kdkit._config.help import command_help
 from kdkit._config.methods import method_configs, with_losses
 from kdkit._config.recipes import recipes_dir
 from kdkit._config.safety import trust_of, verify_hydra
+from kdkit._config.search import find_candidates
 from kdkit.errors import ConfigError, KdkitError, did_you_mean
 
 __all__ = ["run_command"]
@@ -115,7 +116,7 @@ def _before(composer: Composer, context: Context, flags: argparse.Namespace) -> 
             job = replace(context, overrides=tuple(texts(config.hydra.overrides.task)))
             prepare(without_hydra(config), job)
             if context.command == "compare":
-                method_configs(config, job)
+                (find_candidates if config.budget else method_configs)(config, job)
 
 
 def _check_package(package: str, config: DictConfig) -> None:

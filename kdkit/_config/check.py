@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from kdkit._config.links import check_chain, link_settings
 from kdkit._config.pairing import check_blocks, check_losses, check_teacher_training
 from kdkit._config.recipes import group_options, recipes_dir
 from kdkit._config.safety import check_code_switches, check_trust
+from kdkit._config.trust import locate
 from kdkit.errors import ConfigError, did_you_mean
 
 __all__ = ["check", "prepare"]
@@ -126,7 +128,15 @@ def _check_network(settings: Mapping[str, Any]) -> None:
 def _check_given(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        raise ConfigError(f"{missing[0]} must be given; add {missing[0]}=…")
+        raise ConfigError(f"{missing[0]} must be given{_expected(cfg, missing[0])}; add {missing[0]}=…")
+
+
+def _expected(cfg: DictConfig, key: str) -> str:
+    """What belongs there, if the class that takes it says so."""
+    block, _, name = key.rpartition(".")
+    target = OmegaConf.select(cfg, f"{block}._target_") if block == "data" and name == "root" else None
+    said = getattr(locate(target, where=block), "expected", None) if target else None
+    return f": {said}" if said else ""
 
 
 def _prune(cfg: DictConfig, context: Context) -> None:
@@ -172,9 +182,15 @@ def _recipe_names(folders: list[Path]) -> set[str]:
     """Names of all loss recipes, and of the losses that they define."""
     names: set[str] = set()
     for option, file in group_options("loss", *folders).items():
-        content = OmegaConf.to_container(OmegaConf.load(file))
-        names |= {option, *(content.get("loss") or {})} if isinstance(content, dict) else {option}
+        names |= {option, *_defined(file, file.stat().st_mtime_ns)}
     return names
+
+
+@functools.lru_cache(maxsize=1024)
+def _defined(file: Path, changed: int) -> frozenset[str]:
+    """Names of the losses that a recipe defines; read again once it has changed."""
+    content = OmegaConf.to_container(OmegaConf.load(file))
+    return frozenset(map(str, content.get("loss") or {})) if isinstance(content, dict) else frozenset()
 
 
 def _refuse_unknown(path: str, name: str, recipes: set[str], chosen: Iterable[Any]) -> None:

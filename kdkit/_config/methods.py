@@ -13,9 +13,10 @@ from kdkit._config.compose import Composer
 from kdkit._config.context import Context
 from kdkit.errors import ConfigError, did_you_mean
 
-__all__ = ["method_configs", "method_losses", "seed_list", "with_losses"]
+__all__ = ["baseline_name", "method_configs", "method_losses", "seed_list", "with_losses"]
 
-_OWN = ("losses", "base", "baseline", "seeds", "loss")
+_USUAL = ("ce", "kd", "js", "nkd")
+_OWN = ("losses", "base", "baseline", "seeds", "loss", "budget", "search")
 _PER_LOSS = ("loss", "weights", "teacher_loss", "teacher_weights", "features")
 
 
@@ -35,9 +36,19 @@ def seed_list(cfg: DictConfig) -> list[int]:
     return values
 
 
+def baseline_name(cfg: DictConfig) -> str | None:
+    """The method that the others are tested against, if there is one."""
+    return str(cfg.baseline) if cfg.baseline else None
+
+
 def methods(cfg: DictConfig, options: Sequence[str]) -> dict[str, list[str]]:
-    """Method -> loss recipes, the baseline first if the list leaves it out."""
+    """Method -> loss recipes, the baseline first if the list leaves it out.
+
+    Without a list these are the usual ones, with a budget those that ``search`` has values for.
+    """
     names = cfg.losses
+    if names is None:
+        names = list(dict.fromkeys([*cfg.search.loss, *cfg.search.weights])) if cfg.budget else list(_USUAL)
     if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"losses must be a list of loss recipes, like 'losses=[ce,kd,kd+nd]', got {names!r}")
     names = list(dict.fromkeys([*([cfg.baseline] if cfg.baseline else []), *names]))
@@ -65,7 +76,7 @@ def with_losses(composer: Composer, config_name: str, overrides: Sequence[str]) 
     return f"loss=[{','.join(dict.fromkeys(loss for losses in found.values() for loss in losses))}]"
 
 
-def method_configs(cfg: DictConfig, context: Context) -> dict[str, DictConfig]:
+def method_configs(cfg: DictConfig, context: Context, left_out: dict[str, str] | None = None) -> dict[str, DictConfig]:
     """Checked settings of every method of a comparison, the baseline among them.
 
     A typed setting of a loss (``loss.kd.temperature=4``, ``weights.kd=0.5``) goes to the methods that have the loss.
@@ -73,6 +84,7 @@ def method_configs(cfg: DictConfig, context: Context) -> dict[str, DictConfig]:
     Args:
         cfg: settings of ``kdkit compare``.
         context: how it was called.
+        left_out: takes method -> reason of those (but the baseline) that do not fit, which is then no error.
 
     Raises:
         ConfigError: if a method does not exist or its settings make no sense.
@@ -91,7 +103,9 @@ def method_configs(cfg: DictConfig, context: Context) -> dict[str, DictConfig]:
         try:
             configs[name] = prepare(composer.compose(context.config_name, part.overrides) if own else chosen, part)
         except ConfigError as error:
-            raise ConfigError(f"method {name!r}: {error}") from error
+            if left_out is None or name == baseline_name(cfg):
+                raise ConfigError(f"method {name!r}: {error}") from error
+            left_out[name] = str(error)
     return configs
 
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kdkit._files import sha256_json
+from kdkit._files import read_jsonl, sha256_json
+from kdkit._run.devices import gpus_of_workers
 from kdkit.errors import KdkitError
 
 if TYPE_CHECKING:
     from kdkit._config.context import Context
     from kdkit._run.build import Scene
 
-__all__ = ["Cell", "RunCell", "run_cell", "run_cells", "scene_of"]
+__all__ = ["Cell", "Crew", "RunCell", "run_cell", "run_cells", "run_trial", "scene_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,38 +72,83 @@ def scene_of(cfg: DictConfig) -> Scene:
 
 def run_cell(cell: Cell, context: Context) -> dict[str, Any]:
     """Train and measure one cell; a failure comes back as a record, not as an exception."""
+    return _record(cell, context, measured=True)
+
+
+def run_trial(cell: Cell, context: Context) -> dict[str, Any]:
+    """Train one cell and validate it; the test split is not touched."""
+    return _record(cell, context, measured=False)
+
+
+def _record(cell: Cell, context: Context, *, measured: bool) -> dict[str, Any]:
+    begin = time.perf_counter()
+    record: dict[str, Any] = {"method": cell.method, "seed": cell.seed, "run_dir": cell.folder}
+    record["losses"] = [str(name) for name in cell.settings["loss"]]
+    try:
+        record |= {"status": "ok", "error": None, **_train(cell, context, measured)}
+    except Exception as error:
+        Path(cell.folder).mkdir(parents=True, exist_ok=True)
+        (Path(cell.folder) / "traceback.txt").write_text(traceback.format_exc())
+        text = str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
+        record |= {"status": "failed", "error": text, "metrics": {}, "validation": {}, "seconds": None}
+        record["kind"] = type(error).__name__
+    return {**record, "wall": time.perf_counter() - begin}
+
+
+def _train(cell: Cell, context: Context, measured: bool) -> dict[str, Any]:
     from kdkit._config.safety import trust_of
     from kdkit._run.distill import distill_networks
     from kdkit._run.finish import distilled_rows, finish
     from kdkit._run.session import open_session
 
-    record: dict[str, Any] = {"method": cell.method, "seed": cell.seed, "run_dir": cell.folder}
-    cfg = cell.config()
-    record["losses"] = [str(name) for name in cfg.loss]
-    try:
-        with (
-            trust_of(context),
-            open_session(cfg, context, tag=cell.method, scene=scene_of(cfg), folder=Path(cell.folder)) as session,
-        ):
-            distilled = distill_networks(session)
+    cfg, folder = cell.config(), Path(cell.folder)
+    with (
+        trust_of(context),
+        open_session(cfg, context, tag=cell.method, scene=scene_of(cfg), folder=folder) as session,
+    ):
+        distilled = distill_networks(session)
+        metrics: dict[str, float] = {}
+        if measured:
             rows = distilled_rows(session, distilled)
             finish(session, "distill", distilled.student, distilled.fit, rows)
             metrics = rows[-1].metrics
-            return {**record, "status": "ok", "error": None, "metrics": metrics, "seconds": distilled.fit.seconds}
-    except Exception as error:
-        Path(cell.folder).mkdir(parents=True, exist_ok=True)
-        (Path(cell.folder) / "traceback.txt").write_text(traceback.format_exc())
-        text = str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
-        return {**record, "status": "failed", "error": text, "metrics": {}, "seconds": None}
+    fit, lines = distilled.fit, _lines(folder)
+    evaluations = [line for line in lines if line.get("split") == "val"]
+    chosen = [line["metrics"] for line in evaluations if line["step"] == fit.selected_step]
+    return {
+        "metrics": metrics,
+        "validation": dict(chosen[-1] if chosen else fit.validation),
+        "seconds": fit.seconds,
+        "steps": fit.steps,
+        "step_seconds": _step_seconds(lines) or fit.seconds / fit.steps,
+        "validating": fit.paused / max(len(evaluations), 1),
+    }
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    """What was recorded of the student."""
+    lines = read_jsonl(folder / "metrics.jsonl")
+    return [line for line in lines if line.get("network", "student") == "student"]
+
+
+def _step_seconds(lines: Sequence[dict[str, Any]]) -> float | None:
+    """Seconds of a step, the first ones left out, which are slower."""
+    logged = [(line["step"], line["time"]) for line in lines if line.get("event") == "train"]
+    if len(logged) < 2 or logged[-1][0] == logged[0][0]:
+        return None
+    return (logged[-1][1] - logged[0][1]) / (logged[-1][0] - logged[0][0])
 
 
 RunCell = Callable[[Cell, "Context"], dict[str, Any]]
 """``run(cell, context)``: the record of a cell, a failure included."""
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker(threads: int, gpus: SimpleQueue[str | None]) -> None:
     import signal
 
+    gpu = gpus.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before anything of CUDA is touched
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
@@ -115,25 +164,63 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+class Crew:
+    """Worker processes that stay for several rounds of cells; with one worker the cells run in this process.
+
+    Where there are GPUs, each worker sees one of them, in turn.
+
+    Args:
+        context: how the command was called.
+        workers: processes.
+    """
+
+    def __init__(self, context: Context, workers: int) -> None:
+        self.context, self.workers = context, workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Crew:
+        if self.workers > 1:
+            threads = max((os.cpu_count() or 1) // self.workers, 1)
+            spawning = multiprocessing.get_context("spawn")
+            gpus: SimpleQueue[str | None] = spawning.SimpleQueue()
+            for gpu in gpus_of_workers(self.workers):
+                gpus.put(gpu)
+            self._pool = ProcessPoolExecutor(
+                self.workers, mp_context=spawning, initializer=_start_worker, initargs=(threads, gpus)
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        if kind is not None:
+            processes = list((getattr(pool, "_processes", None) or {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+        pool.shutdown()
+
+    def run(self, cells: Iterable[Cell], run: RunCell = run_cell) -> Iterator[dict[str, Any]]:
+        """Records as they are finished; a cell is asked for when a worker is free for it."""
+        if self._pool is None:
+            for cell in cells:
+                yield run(cell, self.context)
+            return
+        waiting, running = iter(cells), set[Future[dict[str, Any]]]()
+        while True:
+            for cell in islice(waiting, self.workers - len(running)):
+                running.add(self._pool.submit(run, cell, self.context))
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+
+
 def run_cells(
     cells: Sequence[Cell], context: Context, workers: int, run: RunCell = run_cell
 ) -> Iterator[dict[str, Any]]:
     """Records of all cells, as they are finished; ``run`` makes one, in a process of its own if there are several."""
-    if workers <= 1:
-        for cell in cells:
-            yield run(cell, context)
-        return
-    threads = max((os.cpu_count() or 1) // workers, 1)
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(threads,)
-    )
-    try:
-        futures = [pool.submit(run, cell, context) for cell in cells]
-        for future in as_completed(futures):
-            yield future.result()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in list(getattr(pool, "_processes", None) or {}).copy():
-            pool._processes[process].terminate()
-        raise
-    pool.shutdown()
+    with Crew(context, workers) as crew:
+        yield from crew.run(cells, run)

@@ -82,7 +82,7 @@ def gone_if_refused(folder: Path, new: bool) -> Iterator[None]:
 
 
 def _worth_keeping(folder: Path) -> bool:
-    places = ("checkpoints/step-*", "chain/*/checkpoints/step-*", "cells/*")
+    places = ("checkpoints/step-*", "chain/*/checkpoints/step-*", "cells/*", "search/rung*")
     kept = any(next(folder.glob(pattern), None) for pattern in places)
     return kept or any(line.get("network") == "student" for line in read_jsonl(folder / "metrics.jsonl"))
 

@@ -14,6 +14,8 @@ from kdkit.errors import DataError
 
 __all__ = ["CIFAR10", "CIFAR100"]
 
+_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
 
 class _CIFAR(TensorImages):
     _mean: ClassVar[tuple[float, ...]]
@@ -93,11 +95,27 @@ def _load(name: str, root: Path, train: bool, download: bool) -> Any:
     """Torchvision's data set, which checks the MD5 sum of its files before it unpickles them."""
     import torchvision
 
+    source = getattr(torchvision.datasets, name)
     try:
-        return getattr(torchvision.datasets, name)(str(root), train=train, download=download)
+        return source(str(root), train=train, download=download)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        tried = f"the download failed: {reason}" if download else "download=false"
         raise DataError(
-            f"{name}: the data is not in {root} ({reason}); download it with torchvision on a machine with network "
-            "access, copy it over, and give its folder as root="
+            f"{name}: {_state(source, root)} ({tried}); get {source.filename} from {_PAGE}, unpack it, and give the "
+            f"folder that holds {source.base_folder} as data.root=… (data_dir=… for a benchmark table)"
         ) from None
+
+
+def _state(source: Any, root: Path) -> str:
+    """Which of the files are missing or damaged, by the MD5 sums that torchvision knows."""
+    from torchvision.datasets.utils import check_integrity
+
+    known = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
+    folder = root / source.base_folder
+    missing = [name for name, _ in known if not (folder / name).is_file()]
+    damaged = [name for name, md5 in known if name not in missing and not check_integrity(str(folder / name), md5)]
+    if len(missing) == len(known):
+        return f"{root} holds no {source.base_folder} with the files {', '.join(missing)}"
+    found = [f"{', '.join(names)} {what}" for names, what in ((missing, "missing"), (damaged, "damaged")) if names]
+    return f"{folder} is not complete: {' and '.join(found) or 'its files cannot be read'}"

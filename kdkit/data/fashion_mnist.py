@@ -79,16 +79,18 @@ class FashionMNIST(TensorImages):
         )
 
 
-def _holds_all(folder: Path) -> bool:
+def _missing(folder: Path) -> list[str]:
+    """Those of the four files that are in neither form."""
     names = [name for pair in _PARTS.values() for name in pair]
-    return all((folder / f"{name}.gz").is_file() or (folder / name).is_file() for name in names)
+    return [f"{name}.gz" for name in names if not ((folder / f"{name}.gz").is_file() or (folder / name).is_file())]
 
 
 def _find(root: str | None, download: bool) -> Path:
     target = store("datasets") if root is None else Path(root).expanduser()
     raw = target / "FashionMNIST" / "raw"
-    for folder in (target, raw) if root is not None else (DEBIAN_FOLDER, raw):
-        if _holds_all(folder):
+    places = (target, raw) if root is not None else (DEBIAN_FOLDER, raw)
+    for folder in places:
+        if not _missing(folder):
             return folder
     reason = "download=false"
     if download:
@@ -102,11 +104,13 @@ def _find(root: str | None, download: bool) -> Path:
                 for folder in new:
                     folder.rmdir()
             reason = f"the download failed ({' '.join(str(error).split()) or type(error).__name__})"
-    if _holds_all(raw):
+    if not _missing(raw):
         return raw
+    fullest = min((target, *places), key=lambda folder: len(_missing(folder)))
     raise DataError(
-        f"FashionMNIST: {_PARTS['train'][0]}.gz and its three companions are not in {target} and {reason}; "
-        "run `apt install dataset-fashion-mnist`, or put the four files into a folder and give it as root="
+        f"FashionMNIST: {', '.join(_missing(fullest))} missing in {fullest} and {reason}; run `apt install "
+        "dataset-fashion-mnist`, or get the four files from https://github.com/zalandoresearch/fashion-mnist and give "
+        "their folder as data.root=… (data_dir=… for a benchmark table)"
     )
 
 

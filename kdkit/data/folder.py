@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from kdkit.errors import DataError, InputError
 
 __all__ = ["ImageFolder", "ImageNet"]
 
+_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -156,6 +157,8 @@ class ImageFolder(DataModule):
     """
 
     spec: ImageSpec
+    expected: ClassVar[str] = "a folder of images, train/<class>/*.jpg and val/<class>/*.jpg in it"
+    """What ``root`` is, for whoever has not given it."""
 
     def __init__(
         self,
@@ -200,7 +203,8 @@ class ImageFolder(DataModule):
     def _classes(self) -> list[str]:
         train = self.root / "train"
         if not train.is_dir():
-            raise DataError(f"{train} does not exist; give root= a folder with train/<class>/ and val/<class>/ inside")
+            missing = train if self.root.is_dir() else self.root
+            raise DataError(f"{missing} does not exist; data.root must be {self.expected}")
         classes = sorted(entry.name for entry in train.iterdir() if entry.is_dir())
         if not classes:
             raise DataError(f"{train} holds no class folders; put the images of each class into a folder of its own")
@@ -278,16 +282,33 @@ class ImageNet(ImageFolder):
     Source: O. Russakovsky et al., ImageNet large scale visual recognition challenge, IJCV 2015.
     """
 
+    expected: ClassVar[str] = (
+        "the folder with the ILSVRC2012 images of https://image-net.org/download-images.php unpacked into train/ and "
+        "val/, each with 1,000 folders named by WordNet ids (n01440764, …; data_dir=… of a benchmark table)"
+    )
+
     def _classes(self) -> list[str]:
+        packed = next((self.root / name for name in _ARCHIVES if (self.root / name).is_file()), None)
+        if packed is not None and not (self.root / "train").is_dir():
+            raise DataError(f"{packed} is not unpacked; data.root must be {self.expected}")
         classes = super()._classes()
         strange = [name for name in classes if not re.fullmatch(r"n\d{8}", name)]
         if strange or len(classes) != 1000:
-            what = f", among them {strange[0]!r}" if strange else ""
+            what = f", among them {strange[0]!r}" if strange else _lacking(classes)
             raise DataError(
                 f"ImageNet: {self.root / 'train'} must hold 1,000 folders named by WordNet ids such as n01440764, "
-                f"got {len(classes)}{what}; use kdkit.data.ImageFolder (data=image_folder) for other classes"
+                f"got {len(classes)}{what}; data.root must be {self.expected}; kdkit.data.ImageFolder "
+                "(data=image_folder) takes other classes"
             )
         return classes
+
+
+def _lacking(classes: Sequence[str]) -> str:
+    """Which of the thousand are not there."""
+    from timm.data import ImageNetInfo
+
+    lacking = sorted(set(ImageNetInfo().label_names()) - set(classes))
+    return f", without {', '.join(lacking[:3])}{', …' if len(lacking) > 3 else ''}" if lacking else ""
 
 
 def _check_options(
@@ -338,6 +359,12 @@ def _list_files(folder: Path, classes: list[str]) -> _Files:
     except FileNotFoundError as error:
         raise DataError(f"{folder}: {error}; remove the empty folders or add images") from None
     if not samples:
-        raise DataError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)})")
+        loose = sum(entry.suffix.lower() in IMG_EXTENSIONS for entry in folder.iterdir())
+        if loose:
+            raise DataError(
+                f"{folder} holds {loose:,} images beside each other; move each into the folder of its class, "
+                f"{folder / classes[0]} and so on (for ImageNet the ILSVRC2012 development kit lists the classes)"
+            )
+        raise DataError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}); copy them there")
     paths = np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in samples])
     return _Files(folder, paths, torch.tensor([label for _, label in samples]))

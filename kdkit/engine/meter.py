@@ -56,6 +56,11 @@ class Meter:
         """Training time so far, without pauses (evaluation, checkpoints)."""
         return self.seconds_before + time.perf_counter() - self._begin - self._pause
 
+    @property
+    def pause(self) -> float:
+        """Seconds of pauses so far."""
+        return self._pause
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Time inside does not count as training."""

@@ -49,6 +49,7 @@ class FitResult:
         selected_step: the step whose weights the student now carries.
         validation: last validation metrics, empty without a validation split.
         teacher_share: share of that time spent in the frozen teacher, ``None`` without one.
+        paused: seconds of this part that did not count as training, for evaluations and checkpoints.
     """
 
     steps: int
@@ -56,6 +57,7 @@ class FitResult:
     selected_step: int
     validation: dict[str, float] = field(default_factory=dict)
     teacher_share: float | None = None
+    paused: float = 0.0
 
 
 class Trainer:
@@ -161,7 +163,7 @@ class Trainer:
         finally:
             self._tell("on_end")
         chosen = self._select()
-        return FitResult(self.step, self.meter.seconds, chosen, validation, self.meter.teacher_share)
+        return FitResult(self.step, self.meter.seconds, chosen, validation, self.meter.teacher_share, self.meter.pause)
 
     def _groups(self) -> Iterator[list[Batch]]:
         """The micro-batches of each remaining optimizer step."""

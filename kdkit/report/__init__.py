@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from kdkit.report.leaderboard import Row, format_table, sentences, summarize
     from kdkit.report.run_report import write_report
     from kdkit.report.runs_report import write_reports
+    from kdkit.report.terminal import print_comparison
 
 __all__ = [
     "Row",
     "format_table",
     "model_card",
+    "print_comparison",
     "sentences",
     "summarize",
     "write_compare_report",
@@ -28,6 +30,7 @@ _HOME = {
     "sentences": "leaderboard",
     "summarize": "leaderboard",
     "model_card": "card",
+    "print_comparison": "terminal",
     "write_compare_report": "compare_report",
     "write_report": "run_report",
     "write_reports": "runs_report",

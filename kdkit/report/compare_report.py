@@ -16,6 +16,7 @@ from kdkit.report._format import finite, flatten, metric, spread_text, value_tex
 from kdkit.report._page import Picture, write_page
 from kdkit.report._run import read_json
 from kdkit.report.leaderboard import Row, row_cells, sentences, summarize, table_digits, table_header
+from kdkit.report.search_report import search_section, search_sentences
 from kdkit.report.statistics import mean_std
 
 __all__ = ["leaderboard_line", "write_compare_report"]
@@ -29,6 +30,8 @@ _FILES = (
     ("leaderboard.csv", "the same for a spreadsheet"),
     ("leaderboard.md", "the table alone"),
     ("results.jsonl", "one line per method and seed"),
+    ("search.jsonl", "one line per training of the search"),
+    ("winner/experiment/winner.yaml", "the settings of the winner"),
     ("compare.json", "what was compared, and how"),
 )
 
@@ -36,7 +39,9 @@ _FILES = (
 def write_compare_report(folder: str | Path) -> Path:
     """Write ``leaderboard.json``, ``.csv``, ``.md``, ``report.html`` and ``report.md`` into a compare folder.
 
-    Reads ``results.jsonl`` (one line per method and seed) and ``compare.json`` (what was compared).
+    Reads ``results.jsonl`` (one line per method and seed), ``compare.json`` (what was compared) and ``search.jsonl``
+    (the trainings that a search chose by). A comparison that is under way gets a report of what is there; a search
+    whose final has not begun gets one without a leaderboard.
 
     Returns:
         The path of ``report.html``.
@@ -46,33 +51,34 @@ def write_compare_report(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     about, results = _read(folder)
-    baseline, primary = str(about["baseline"]), str(about["primary"])
-    rows = summarize(results, baseline, primary, bool(about.get("higher_is_better", True)))
-    said = sentences(rows) + _missing(about, results)
+    baseline, primary, higher = str(about["baseline"]), str(about["primary"]), bool(about.get("higher_is_better", True))
+    begun = any(str(cell["method"]) == baseline for cell in results)
+    rows = summarize(results, baseline, primary, higher) if begun else []
+    said = (sentences(rows) + _missing(about, results) if rows else []) + search_sentences(about, results)
     teacher = _teacher(results)
-    record = {
-        "baseline": baseline,
-        "primary": primary,
-        "higher_is_better": rows[0].higher_is_better,
-        "rows": [dataclasses.asdict(row) for row in rows],
-        "teacher": {**(about.get("teacher") or {}), "metrics": teacher},
-        "sentences": said,
-    }
-    write_json(folder / "leaderboard.json", record)
-    write_atomic(folder / "leaderboard.csv", _csv(rows))
-    write_atomic(folder / "leaderboard.md", _markdown(about, rows, said))
-    return write_page(
-        folder, "report", "compare", _content(about, rows, said, teacher, results), _pictures(rows, teacher)
-    )
+    section = search_section(about, read_jsonl(folder / "search.jsonl"), results)
+    if rows:
+        record = {
+            "baseline": baseline,
+            "primary": primary,
+            "higher_is_better": rows[0].higher_is_better,
+            "rows": [dataclasses.asdict(row) for row in rows],
+            "teacher": {**(about.get("teacher") or {}), "metrics": teacher},
+            "sentences": said,
+        }
+        write_json(folder / "leaderboard.json", record)
+        write_atomic(folder / "leaderboard.csv", _csv(rows))
+        write_atomic(folder / "leaderboard.md", _markdown(about, rows, said))
+    content = {**_frame(about, rows, said, folder), "search": section, **_table(about, rows, teacher, results)}
+    return write_page(folder, "report", "compare", content, _pictures(rows, teacher) if rows else [])
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    for name in ("compare.json", "results.jsonl"):
-        if not (folder / name).exists():
-            raise InputError(
-                f"report: a comparison holds {name}, got {str(folder)!r} without one; pass the folder that "
-                "kdkit compare printed"
-            )
+    if not (folder / "compare.json").exists():
+        raise InputError(
+            f"report: a comparison holds compare.json, got {str(folder)!r} without one; pass the folder that "
+            "kdkit compare printed"
+        )
     about = read_json(folder / "compare.json")
     for name in ("baseline", "primary"):
         if not isinstance(about.get(name), str):
@@ -81,8 +87,13 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 "run the comparison again"
             )
     results = [record for record in read_jsonl(folder / "results.jsonl") if "method" in record]
-    if not results:
-        raise InputError(f"report: results.jsonl must hold at least one cell, got none in {folder}; run the comparison")
+    begun = any(str(cell["method"]) == about["baseline"] for cell in results)
+    if not begun and "search" not in about:
+        missing = f"only {len(results)} of other methods" if results else "none"
+        raise InputError(
+            f"report: results.jsonl must hold at least one cell of the baseline {about['baseline']!r}, got {missing} "
+            f"in {folder}; wait for the first one, or run the comparison"
+        )
     return about, results
 
 
@@ -105,24 +116,34 @@ def _teacher(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: mean_std(values)[0] or 0.0 for name, values in found.items()}
 
 
-def _content(
-    about: Mapping[str, Any],
-    rows: Sequence[Row],
-    said: Sequence[str],
-    teacher: Mapping[str, float],
-    results: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
+def _frame(about: Mapping[str, Any], rows: Sequence[Row], said: Sequence[str], folder: Path) -> dict[str, Any]:
+    """What stands around the table."""
     data = about.get("data") or {}
-    reference = next(row for row in rows if row.is_baseline)
-    of = metric(reference.metric, reference.higher_is_better)
+    of = metric(str(about["primary"]), bool(about.get("higher_is_better", True)))
+    return {
+        "title": str(about.get("name") or "comparison"),
+        "kicker": "Search" if "search" in about else "Comparison",
+        "facts": _facts(data, rows, of.label),
+        "headline": _headline(rows) if rows else "Nothing has been measured on the test split yet.",
+        "said": said,
+        "notes": [str(note) for note in about.get("notes") or []],
+        "teacher": [
+            (name.replace("_", " "), _text(value)) for name, value in flatten(about.get("teacher") or {}).items()
+        ],
+        "command": str(about.get("command") or ""),
+        "data": [(name.replace("_", " "), _text(value)) for name, value in flatten(data).items()],
+        "files": [(name, text) for name, text in _FILES if name.startswith("report.") or (folder / name).exists()],
+    }
+
+
+def _table(
+    about: Mapping[str, Any], rows: Sequence[Row], teacher: Mapping[str, float], results: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The leaderboard, and every seed of it."""
+    of = metric(str(about["primary"]), bool(about.get("higher_is_better", True)))
     seeds = sorted({seed for row in rows for seed in row.values}, key=lambda seed: (len(seed), seed))
     digits = table_digits(rows)
     return {
-        "title": str(about.get("name") or "comparison"),
-        "kicker": "Comparison",
-        "facts": _facts(data, rows, of.label),
-        "headline": _headline(rows),
-        "said": said,
         "header": table_header(rows),
         "lines": [leaderboard_line(row, digits) for row in rows],
         "teacher_line": value_text(of, teacher.get(of.name), digits) if of.name in teacher else "",
@@ -133,19 +154,14 @@ def _content(
             for cell in _last(results)
             if cell.get("status", "ok") != "ok" or finite((cell.get("metrics") or {}).get(of.name)) is None
         ],
-        "notes": [str(note) for note in about.get("notes") or []],
-        "teacher": [
-            (name.replace("_", " "), _text(value)) for name, value in flatten(about.get("teacher") or {}).items()
-        ],
-        "command": str(about.get("command") or ""),
-        "data": [(name.replace("_", " "), _text(value)) for name, value in flatten(data).items()],
-        "files": _FILES,
     }
 
 
 def _facts(data: Mapping[str, Any], rows: Sequence[Row], label: str) -> list[str]:
-    seeds = max(row.n + row.failed for row in rows)
     facts = [str(data["name"])] if data.get("name") else []
+    if not rows:
+        return [*facts, f"judged by {label}"]
+    seeds = max(row.n + row.failed for row in rows)
     return [*facts, f"{len(rows)} methods", f"{seeds} seed{'s' if seeds != 1 else ''}", f"judged by {label}"]
 
 

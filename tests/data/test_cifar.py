@@ -68,10 +68,26 @@ def test_papers_protocol_has_no_validation_split(files: Any, tmp_path: Path) -> 
     assert data.size("val") == 0
 
 
-def test_missing_and_damaged(files: Any, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"{files.__name__}: the data is not in .*empty .*copy it over, and give its"):
+def test_missing_and_damaged(files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = getattr(torchvision.datasets, files.__name__)
+    inner = source.base_folder
+    way_out = (
+        rf"get {source.filename} from https://www\.cs\.toronto\.edu/~kriz/cifar\.html, unpack it, and give the folder "
+        rf"that holds {inner} as data\.root=… \(data_dir=… for a benchmark table\)$"
+    )
+    message = rf"^{files.__name__}: .*empty holds no {inner} with the files one, two, m \(download=false\); {way_out}"
+    with pytest.raises(DataError, match=message):
         files(str(tmp_path / "empty"), download=False)
-    folder = tmp_path / getattr(torchvision.datasets, files.__name__).base_folder
-    (folder / "one").write_bytes(b"cut")
-    with pytest.raises(DataError, match=r"not found or corrupted"):
+    (tmp_path / inner / "one").write_bytes(b"cut")
+    with pytest.raises(DataError, match=rf"{inner} is not complete: one damaged \(download=false\); {way_out}"):
         files(str(tmp_path), download=False)
+    (tmp_path / inner / "two").unlink()
+    with pytest.raises(DataError, match=rf"{inner} is not complete: two missing and one damaged"):
+        files(str(tmp_path), download=False)
+
+    def offline(*args: Any, **options: Any) -> None:
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr(source, "download", offline)
+    with pytest.raises(DataError, match=rf"two missing and one damaged \(the download failed: no network\); {way_out}"):
+        files(str(tmp_path))

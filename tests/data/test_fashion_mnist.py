@@ -63,8 +63,17 @@ def test_subsets_are_stratified(tmp_path: Path) -> None:
 
 
 def test_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    message = r"FashionMNIST: train-images-idx3-ubyte.gz .* {}; run `apt install dataset-fashion-mnist`, or put"
-    with pytest.raises(DataError, match=message.format("download=false")):
+    message = (
+        r"FashionMNIST: {} missing in .* and {}; run `apt install dataset-fashion-mnist`, or get the four files from "
+        r"https://github\.com/zalandoresearch/fashion-mnist and give their folder as data\.root=… \(data_dir=…"
+    )
+    images, labels = (r"train-images-idx3-ubyte\.gz", r"train-labels-idx1-ubyte\.gz")
+    test = r"t10k-images-idx3-ubyte\.gz, t10k-labels-idx1-ubyte\.gz"
+    with pytest.raises(DataError, match=message.format(f"{images}, {labels}, {test}", "download=false")):
+        FashionMNIST(str(tmp_path), download=False)
+    write_all(tmp_path / "FashionMNIST" / "raw")
+    (tmp_path / "FashionMNIST" / "raw" / "train-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataError, match=message.format(labels, "download=false").replace("in .*", "in .*raw")):
         FashionMNIST(str(tmp_path), download=False)
 
     def offline(*args: Any, **options: Any) -> None:
@@ -72,7 +81,7 @@ def test_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", offline)
     reason = r"the download failed \(Error downloading train-images\)"
-    with pytest.raises(DataError, match=message.format(reason)):
+    with pytest.raises(DataError, match=message.format(labels, reason)):
         FashionMNIST(str(tmp_path))
 
 

@@ -133,7 +133,9 @@ def test_a_damaged_picture_is_named(image_folder: Path, num_workers: int) -> Non
 
 
 def test_missing_folders(image_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere/train does not exist; give root= a folder with train/<class>/"):
+    with pytest.raises(
+        DataError, match=r"nowhere does not exist; data\.root must be a folder of images, train/<class>/"
+    ):
         make(tmp_path / "nowhere")
     (tmp_path / "flat" / "train").mkdir(parents=True)
     with pytest.raises(DataError, match=r"flat/train holds no class folders"):
@@ -145,7 +147,10 @@ def test_missing_folders(image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"pictures has neither val/ nor test/ beside train/"):
         make(image_folder)
     (image_folder / "val").mkdir()
-    with pytest.raises(DataError, match=r"val holds no images"):
+    with pytest.raises(DataError, match=r"val holds no images \(.*\); copy them there"):
+        make(image_folder)
+    shutil.copy(image_folder / "train" / "ant" / "00.png", image_folder / "val")
+    with pytest.raises(DataError, match=r"val holds 1 images beside each other; move each into .*val/ant and so on"):
         make(image_folder)
     (image_folder / "train" / "dog").mkdir()
     with pytest.raises(DataError, match=r"train: Found no valid file for the classes dog.*remove the empty folders"):
@@ -170,9 +175,16 @@ def test_bad_options(image_folder: Path, option: dict[str, Any], message: str) -
 
 def test_imagenet_wants_its_thousand_classes(image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"must hold 1,000 folders named by WordNet ids .* got 3, among them 'ant'; use"
+        DataError, match=r"must hold 1,000 folders named by WordNet ids .* got 3, among them 'ant'; data\.root must be"
     ):
         ImageNet(str(image_folder))
+    where = r"data\.root must be the folder with the ILSVRC2012 images of https://image-net\.org/download-images\.php"
+    (tmp_path / "tars").mkdir()
+    with pytest.raises(DataError, match=rf"tars/train does not exist; {where} .*; data_dir=… of a benchmark table\)$"):
+        ImageNet(str(tmp_path / "tars"))
+    (tmp_path / "tars" / "ILSVRC2012_img_train.tar").touch()
+    with pytest.raises(DataError, match=rf"tars/ILSVRC2012_img_train\.tar is not unpacked; {where}"):
+        ImageNet(str(tmp_path / "tars"))
     picture = image_folder / "val" / "ant" / "00.png"
     for split in ("train", "val"):
         for number in range(1000):
@@ -183,5 +195,5 @@ def test_imagenet_wants_its_thousand_classes(image_folder: Path, tmp_path: Path)
     assert (data.spec.num_classes, data.size("train"), data.spec.class_names[7]) == (1000, 1000, "n00000007")
     (tmp_path / "imagenet" / "train" / "n00000007" / "00.png").unlink()
     (tmp_path / "imagenet" / "train" / "n00000007").rmdir()
-    with pytest.raises(DataError, match=r"got 999; use kdkit.data.ImageFolder"):
+    with pytest.raises(DataError, match=r"got 999, without n01440764, n01443537, n01484850, …; data\.root must be"):
         ImageNet(str(tmp_path / "imagenet"))

@@ -17,7 +17,6 @@ Runs a paper's table, or the part of it that is asked for, and puts the publishe
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -140,7 +139,8 @@ def _list(names: Sequence[str]) -> None:
 
 
 def _run(plan: Any, seeds: Sequence[int], folder: Path, workers: int, *, only_report: bool) -> int:
-    from benchmarks.tables._run import finished, prepare_folder, run_all
+    from benchmarks.tables._facts import session
+    from benchmarks.tables._run import finished, run_all
     from benchmarks.tables._write import write_all
     from kdkit._files import read_jsonl
     from kdkit.errors import ConfigError
@@ -152,9 +152,15 @@ def _run(plan: Any, seeds: Sequence[int], folder: Path, workers: int, *, only_re
             raise ConfigError(f"out={folder} has no results.jsonl; run the table first, or correct the path")
         finished(folder, cells)
     else:
-        command = shlex.join(["python", "-m", "benchmarks.tables", *sys.argv[1:]])
-        prepare_folder(folder, plan, command, cells)
-        failed = run_all(cells, folder, workers)
+        done = finished(folder, cells)
+        folder.mkdir(parents=True, exist_ok=True)
+        threads = plan.cells[0].settings["engine"]["threads"] if plan.cells else None
+        left = len(cells) - len(done)
+        if left:
+            with session(folder, plan.table.name, sys.argv[1:], workers=workers, cells=left, threads=threads):
+                failed = run_all(cells, folder, workers, done)
+        else:
+            print(f"{len(cells)} cells, all of them finished before")
     teachers = folder / "teachers.jsonl"
     page = write_all(
         plan, read_jsonl(folder / "results.jsonl"), read_jsonl(teachers) if teachers.is_file() else [], folder

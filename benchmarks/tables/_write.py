@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.tables._cells import Plan
+from benchmarks.tables._facts import read_facts, told
 from benchmarks.tables._pictures import pictures
 from benchmarks.tables._summary import Line, summarise
 from kdkit._files import write_atomic
@@ -47,7 +47,7 @@ def write_all(
 ) -> Path:
     """Write ``table.html``, ``.md``, ``.tex`` and ``.csv``; returns the first."""
     table, lines = plan.table, summarise(plan, records, teachers)
-    facts = json.loads((folder / "table.json").read_text()) if (folder / "table.json").is_file() else {}
+    facts = read_facts(folder)
     label = table.metric.replace("_", " ")
     kept = _columns([line for rows in lines.values() for line in rows])
     blocks, drawn = [], []
@@ -66,8 +66,8 @@ def write_all(
         "header": [{"text": HEADER[place], "kind": _KIND.get(HEADER[place], "")} for place in kept],
         "blocks": blocks,
         "protocol": _protocol(plan),
-        "command": str(facts.get("command", "")),
-        "environment": _environment(facts.get("environment") or {}),
+        "command": "\n".join(dict.fromkeys(str(each["command"]) for each in facts.get("sessions", []))),
+        "environment": told(facts),
     }
     write_atomic(folder / "table.csv", _csv(lines))
     write_atomic(folder / "table.tex", _latex(plan, lines))
@@ -127,12 +127,6 @@ def _protocol(plan: Plan) -> list[tuple[str, str]]:
         ("settings of every cell", " ".join(table.settings) or "kdkit's defaults"),
         ("same for all methods", "seeds, order of the samples, augmentation, student's first weights"),
     ]
-
-
-def _environment(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    from kdkit.report._format import flatten
-
-    return [(name, str(value)) for name, value in flatten(dict(facts)).items() if value not in (None, "")]
 
 
 # ---- cells ---------------------------------------------------------------------------------------------------------

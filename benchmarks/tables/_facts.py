@@ -6,7 +6,7 @@ import json
 import platform
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
 @contextmanager
 def session(
     folder: Path, table: str, words: Sequence[str], *, workers: int, cells: int, threads: Any
-) -> Iterator[None]:
-    """Write down a session at its beginning, and how long it took at its end, however it ends.
+) -> Iterator[Callable[[], None]]:
+    """Write down a session at its beginning, and how long it took at its end.
+
+    What comes out is to be called after every cell: it writes down the time so far, for a session that is killed.
 
     Args:
         folder: of the results.
@@ -57,12 +59,16 @@ def session(
     facts = read_facts(folder)
     sessions = [*facts.get("sessions", []), _environment(words, workers, cells, threads)]
     begin = time.monotonic()
-    try:
-        write_json(folder / _FILE, {"table": table, "sessions": sessions})
-        yield
-    finally:
+
+    def write() -> None:
         sessions[-1]["seconds"] = round(time.monotonic() - begin, 1)
         write_json(folder / _FILE, {"table": table, "sessions": sessions})
+
+    try:
+        write()
+        yield write
+    finally:
+        write()
 
 
 def _environment(words: Sequence[str], workers: int, cells: int, threads: Any) -> dict[str, Any]:

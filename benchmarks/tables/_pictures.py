@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.tables._summary import Line
-from kdkit.report._format import seconds_text
+from kdkit.report._format import Metric, seconds_text
 from kdkit.report._page import Picture
 from kdkit.report.plots import INK, canvas, finish
 
@@ -14,23 +14,27 @@ __all__ = ["pictures"]
 _OURS, _PUBLISHED, _NEUTRAL = "#0072b2", "#d55e00", "#8a949e"
 
 
-def pictures(slug: str, lines: Sequence[Line], label: str) -> list[Picture]:
-    """What there is to draw of a pair; ``slug`` goes into file names, ``label`` is the metric's name."""
+def pictures(slug: str, lines: Sequence[Line], of: Metric) -> list[Picture]:
+    """What there is to draw of a pair; ``slug`` goes into file names, ``of`` is the metric."""
     lines = [line for line in lines if line.mean is not None]
     if len(lines) < 2:
         return []
-    drawn = [_dots(slug, lines, label)]
+    drawn = [_dots(slug, lines, of)]
     students = [line for line in lines if line.method != "teacher"]
     timed = [line for line in students if line.seconds is not None]
     if len(timed) > 1:
-        drawn.append(_scatter(f"{slug}-cost", "Accuracy and cost", timed, "seconds", label))
+        drawn.append(_scatter(f"{slug}-cost", f"{of.label.capitalize()} and cost", timed, "seconds", of))
     calibrated = [line for line in lines if line.ece is not None]
     if len(calibrated) > 1:
-        drawn.append(_scatter(f"{slug}-calibration", "Accuracy and calibration", calibrated, "ece", label))
+        drawn.append(_scatter(f"{slug}-calibration", f"{of.label.capitalize()} and calibration", calibrated, "ece", of))
     return drawn
 
 
-def _dots(slug: str, lines: Sequence[Line], label: str) -> Picture:
+def _axis(of: Metric) -> str:
+    return f"{of.label} (%)" if of.share else of.label
+
+
+def _dots(slug: str, lines: Sequence[Line], of: Metric) -> Picture:
     with canvas(6.2, 1.0 + 0.42 * max(len(lines), 3)) as (figure, axes):
         for place, line in enumerate(lines):
             values = list(line.values.values())
@@ -45,7 +49,7 @@ def _dots(slug: str, lines: Sequence[Line], label: str) -> Picture:
             tick.set(color=INK)
         axes.set_ylim(len(lines) - 0.45, -0.55)
         axes.margins(x=0.05)
-        axes.set_xlabel(f"{label} (%)")
+        axes.set_xlabel(_axis(of))
         published = any(line.published is not None for line in lines)
         caption = "Pale dots are seeds after the last epoch, below them the mean with its 95 % interval" + (
             "; diamonds are the published values." if published else "."
@@ -53,7 +57,7 @@ def _dots(slug: str, lines: Sequence[Line], label: str) -> Picture:
         return finish(figure, f"{slug}-values", "Every method", caption)
 
 
-def _scatter(name: str, title: str, lines: Sequence[Line], against: str, label: str) -> Picture:
+def _scatter(name: str, title: str, lines: Sequence[Line], against: str, of: Metric) -> Picture:
     with canvas(6.2, 4.2) as (figure, axes):
         for line in lines:
             x = (line.seconds or 0.0) if against == "seconds" else 100 * (line.ece or 0.0)
@@ -70,14 +74,13 @@ def _scatter(name: str, title: str, lines: Sequence[Line], against: str, label: 
                 color=color,
             )
         axes.margins(0.12)
-        axes.set_ylabel(f"{label} (%)")
+        axes.set_ylabel(_axis(of))
+        best = "Bottom left is best" if of.higher_is_better is False else "Top left is best"
         if against == "seconds":
             axes.set_xlabel("time of one training (s)")
             longest = max(line.seconds or 0.0 for line in lines)
-            caption = (
-                f"Top left is best; the longest training took {seconds_text(longest)}. Bars are standard deviations."
-            )
+            caption = f"{best}; the longest training took {seconds_text(longest)}. Bars are standard deviations."
         else:
             axes.set_xlabel("ECE (%)")
-            caption = "Top left is best: accurate, and as sure as it is right. Bars are standard deviations."
+            caption = f"{best}: right, and as sure as it is right. Bars are standard deviations."
         return finish(figure, name, title, caption)

@@ -196,13 +196,19 @@ def train_teachers(cells: Sequence[Cell], folder: Path) -> None:
         append_jsonl(path, {**known[key], "pair": pair})
 
 
-def run_all(cells: Sequence[Cell], folder: Path, workers: int, done: Mapping[tuple[str, int], dict[str, Any]]) -> int:
-    """Run the cells that are not among those :func:`finished`; returns how many failed."""
+def run_all(
+    cells: Sequence[Cell],
+    folder: Path,
+    workers: int,
+    done: Mapping[tuple[str, int], dict[str, Any]],
+    after: Callable[[], None] = lambda: None,
+) -> int:
+    """Run the cells that are not among those :func:`finished`, ``after`` each of them; returns how many failed."""
     todo = [cell for cell in cells if (cell.method, cell.seed) not in done]
     print(f"{len(cells)} cells, {len(done)} of them finished before; {min(workers, max(len(todo), 1))} processes")
     if todo:
         train_teachers(todo, folder)
-    return _each(todo, workers, run_cell, folder / "results.jsonl")
+    return _each(todo, workers, run_cell, folder / "results.jsonl", after=after)
 
 
 def smoke(cells: Sequence[Cell], workers: int) -> list[dict[str, Any]]:
@@ -232,11 +238,13 @@ def _each(
     run: Callable[[Cell, Context], dict[str, Any]],
     results: Path | None,
     failures: list[dict[str, Any]] | None = None,
+    after: Callable[[], None] = lambda: None,
 ) -> int:
     begin, failed = time.monotonic(), 0
     for number, record in enumerate(run_cells(cells, CONTEXT, workers, run), start=1):
         if results is not None:
             append_jsonl(results, record)
+        after()
         if record["status"] != "ok":
             failed += 1
             if failures is not None:

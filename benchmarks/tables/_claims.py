@@ -18,15 +18,15 @@ __all__ = ["CLAIM_HEADER", "Finding", "claim_cells", "counts", "findings"]
 LEVEL = 0.05
 CLAIM_HEADER = (
     "claim",
-    "source",
-    "compared",
-    "metric",
-    "better",
-    "worse",
+    "holds?",
     "difference, 95 %",
     "p (Holm)",
     "n",
-    "holds?",
+    "compared",
+    "metric",
+    "first",
+    "second",
+    "source",
 )
 _Found = Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]
 
@@ -39,7 +39,8 @@ class Finding:
         claim: the claim.
         compared: both rows, and the pair, in words.
         of: the metric.
-        better, worse: values by seed of the row that is said to be better, and of the other; shares of one.
+        better, worse: values of the row that is said to be better, and of the other, for the seeds in common; shares
+            are shares of one.
         difference, low, high: mean of better minus worse over the seeds in common, with its 95 % t interval.
         p: two-sided, of the paired t-test, after Holm's correction over all findings of a table.
         n: seeds in common.
@@ -68,7 +69,8 @@ def findings(plan: Plan, records: Sequence[Mapping[str, Any]]) -> list[Finding]:
     raw: list[float | None] = []
     for each in listed:
         seeds = [seed for seed in each.better if seed in each.worse]
-        result = paired_test([each.better[seed] for seed in seeds], [each.worse[seed] for seed in seeds])
+        each.better, each.worse = ({seed: side[seed] for seed in seeds} for side in (each.better, each.worse))
+        result = paired_test(list(each.better.values()), list(each.worse.values()))
         each.difference, each.low, each.high, each.n = result.difference, result.low, result.high, result.n
         each.note = result.reason
         raw.append(result.p)
@@ -138,14 +140,14 @@ def claim_cells(each: Finding) -> list[str]:
     ]
     return [
         each.claim.text,
-        each.claim.source,
-        each.compared,
-        f"{each.of.label}, {'more' if each.of.higher_is_better else 'less'} is better",
-        *sides,
+        each.verdict,
         _difference(each, digits),
         p_text(each.p) if each.p is not None else "",
         str(each.n),
-        each.verdict,
+        each.compared,
+        f"{each.of.label} {'↑' if each.of.higher_is_better else '↓'}",
+        *sides,
+        each.claim.source,
     ]
 
 

@@ -116,13 +116,19 @@ def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     commits = [
         f"{each['commit'] or 'unknown'}{' with local changes' if each['local_changes'] else ''}" for each in sessions
     ]
-    time_text = seconds_text(sum(known)) + (f" in {len(sessions)} sessions" if len(sessions) > 1 else "")
+    time_text = seconds_text(sum(known)) if known else "unknown"
+    if len(sessions) > 1:
+        time_text += (
+            f" in {len(known)} of {len(sessions)} sessions"
+            if len(known) < len(sessions)
+            else f" in {len(sessions)} sessions"
+        )
     return [
         ("date", _different([str(each["date"])[:16].replace("T", " ") + " UTC" for each in sessions])),
         ("commit", _different(commits)),
         ("hardware", _different(hardware)),
         ("versions", _different(versions)),
-        ("wall time", time_text + (", another one unknown" if len(known) < len(seconds) else "")),
+        ("wall time", time_text),
     ]
 
 

@@ -225,7 +225,7 @@ def _keys(line: Line) -> list[Any]:
 def columns(lines: Sequence[Line]) -> list[int]:
     """Which columns say something."""
     told = [cells(line) for line in lines]
-    nothing = {"", "not compared", "not run"}
+    nothing = {"", "not compared", "not run", "missing"}
     return [
         place
         for place, name in enumerate(HEADER)

@@ -80,9 +80,17 @@ def _entry(table: Table, folder: Path) -> dict[str, Any]:
         "blocks": [
             {
                 "title": pair.replace("/", " → "),
-                "lines": [[cells(line)[place] for place in kept] for line in rows if line.method in shown],
+                "lines": [
+                    [cells(line)[place] for place in kept] for line in rows if line.method in shown and line.values
+                ],
             }
             for pair, rows in lines.items()
+        ],
+        "left_out": [
+            f"{line.title} ({pair.replace('/', ' → ')}): {line.note or line.verdict}"
+            for pair, rows in lines.items()
+            for line in rows
+            if line.method in shown and not line.values
         ],
         "claims": [claim_cells(each) for each in tested],
         "counts": counts(tested),

@@ -13,6 +13,8 @@ from kdkit.report.plots import INK, canvas, finish
 __all__ = ["pictures"]
 
 _OURS, _PUBLISHED = "#0072b2", "#d55e00"
+_PLACES = ((6, 4), (6, -11), (-6, 4), (-6, -11))
+"""Of a name beside its point, in points."""
 _MANY = 20
 """Rows from which on they are drawn densely and in order of their means."""
 
@@ -143,20 +145,20 @@ def _name_points(figure: Any, axes: Any, lines: Sequence[Line], points: Sequence
         zip(lines, points, strict=True), key=lambda each: _mean(each[0]), reverse=of.higher_is_better is not False
     )
     order.sort(key=lambda each: each[0].method not in ("student", "teacher"))
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    agg = FigureCanvasAgg(figure)
+    agg.draw()  # limits and layout are settled when drawn
+    renderer = agg.get_renderer()
     taken: list[Any] = []
     for line, x in order:
-        text = axes.annotate(
-            line.title.removeprefix("student: ").removeprefix("teacher: "),
-            (x, _mean(line)),
-            (6, 4),
-            textcoords="offset points",
-            fontsize=9,
-            color=_color(line),
-        )
-        box = text.get_window_extent(renderer)
-        if any(box.overlaps(other) for other in taken):
+        name = line.title.removeprefix("student: ").removeprefix("teacher: ")
+        for place in _PLACES:
+            side = "left" if place[0] > 0 else "right"
+            text = axes.annotate(
+                name, (x, _mean(line)), place, textcoords="offset points", fontsize=9, color=_color(line), ha=side
+            )
+            box = text.get_window_extent(renderer)
+            if not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
             text.remove()
-        else:
-            taken.append(box)
     return len(taken)

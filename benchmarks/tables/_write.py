@@ -28,6 +28,7 @@ HEADER = (
     "ours, best epoch",
     "Δ",
     "verdict",
+    "n",
     "95 % interval",
     "gain over student",
     "p (Holm)",
@@ -35,7 +36,6 @@ HEADER = (
     "NLL",
     "agreement",
     "time",
-    "n",
 )
 _KIND = {"row": "row", "verdict": "verdict"}
 _OPTIONAL = ("published", "Δ", "verdict", "gain over student", "p (Holm)", "ECE", "NLL", "agreement")
@@ -192,6 +192,7 @@ def cells(line: Line) -> list[str]:
         _spread(line.best_mean, line.best_std),
         _signed(line.difference),
         line.verdict,
+        str(len(line.values)) if line.values else "",
         interval,
         _signed(line.gain),
         "" if line.p is None else p_text(line.p),
@@ -199,7 +200,6 @@ def cells(line: Line) -> list[str]:
         _number(line.nll, 3),
         _number(line.agreement, 1, 100.0),
         "" if line.seconds is None else seconds_text(line.seconds),
-        str(len(line.values)) if line.values else "",
     ]
 
 
@@ -211,6 +211,7 @@ def _keys(line: Line) -> list[Any]:
         line.best_mean,
         line.difference,
         line.verdict,
+        len(line.values),
         line.low,
         line.gain,
         line.p,
@@ -218,7 +219,6 @@ def _keys(line: Line) -> list[Any]:
         line.nll,
         line.agreement,
         line.seconds,
-        len(line.values),
     ]
 
 

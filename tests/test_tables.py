@@ -21,6 +21,7 @@ from benchmarks.tables._summary import summarise, verdict
 from benchmarks.tables._table import HERE, choose, load, names
 from benchmarks.tables._write import headline, write_all
 from kdkit.errors import ConfigError
+from kdkit.report._format import metric
 
 ROOT = Path(__file__).parents[1]
 TABLES = names()
@@ -176,7 +177,7 @@ def test_summary_and_pages(plan: Plan, tmp_path: Path) -> None:
     assert kd.gain == pytest.approx(1.9) and kd.p is None  # the same difference for every seed
     assert at.failed == 1 and at.verdict == "not compared" and at.published == 74.08
     assert alone.gain is None
-    assert "Of 2 published values 2 were reproduced" in headline(lines)
+    assert "Of 2 published values 2 were reproduced" in headline(lines, metric("accuracy"))
     page = write_all(plan, records, [], tmp_path)
     html = page.read_text()
     for text in ("74.92", "75.00 ± 0.10", "reproduced", "wrn-40-2 → wrn-16-2", "Accuracy and calibration"):
@@ -197,7 +198,7 @@ def test_error_rates_become_accuracies() -> None:
 def test_nothing_measured_says_so(plan: Plan) -> None:
     (lines,) = summarise(plan, [], []).values()
     assert {line.verdict for line in lines} == {"not run"}
-    assert headline(lines) == "Nothing has been measured yet. 3 rows have not been run."
+    assert headline(lines, metric("accuracy")) == "Nothing has been measured yet. 3 rows have not been run."
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------
@@ -231,7 +232,14 @@ def test_refusals(words: list[str], message: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_and_continued_gives_the_same(tmp_path: Path) -> None:
-    words = ["table=digits", "rows=kd", "seeds=2", "engine.epochs=4", "engine.threads=1", "teacher.train.epochs=1"]
+    words = [
+        "table=digits",
+        "rows=kd",
+        "seeds=2",
+        "engine.epochs=4",
+        "teacher.train.epochs=1",
+        "engine.checkpoint_every=1",
+    ]
     whole = run(*words, f"out={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "-m", "benchmarks.tables", *words, f"out={tmp_path / 'cut'}"]

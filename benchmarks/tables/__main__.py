@@ -13,11 +13,12 @@ Runs a paper's table, or the part of it that is asked for, and puts the publishe
   --dry-run         compose every cell, measure a few steps, say what the table costs
   --smoke           two steps of every cell on made-up data of the true shape
   --report          only write the pages again from results.jsonl
+  --publish         the same, and copy what is small into benchmarks/results/NAME
+  --docs            write docs/results.md from all of benchmarks/results; takes no table
 """
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from typing import Any
 
 __all__ = ["main"]
 
-_FLAGS = ("--dry-run", "--smoke", "--report")
+_FLAGS = ("--dry-run", "--smoke", "--report", "--publish", "--docs")
 _OWN = ("table", "rows", "pairs", "seeds", "data_dir", "out", "workers")
 
 
@@ -92,10 +93,16 @@ def seeds_of(text: str) -> list[int]:
 
 def run(options: Options) -> int:
     """Do what was asked; the exit status."""
-    from benchmarks.tables._cells import make_plan
+    from benchmarks.tables._cells import make_plan, outline
     from benchmarks.tables._table import choose, load, names
     from kdkit.errors import ConfigError
 
+    if "--docs" in options.flags:
+        from benchmarks.tables._published import PAGE, results_page
+        from kdkit._files import write_atomic
+
+        print(f"page: {write_atomic(PAGE, results_page())}")
+        return 0
     if "table" not in options.own:
         if options.own or options.settings or options.flags - {"--smoke"}:
             raise ConfigError(f"table must be given; choose from {', '.join(names())}")
@@ -108,10 +115,12 @@ def run(options: Options) -> int:
     pairs = choose(options.own.get("pairs"), table.pairs, "pairs")
     extra = [f"data.root={options.own['data_dir']}"] if "data_dir" in options.own else []
     made_up = bool(options.flags & {"--smoke", "--dry-run"})
+    folder = Path(options.own.get("out", f"runs/tables/{table.name}"))
+    if options.flags & {"--report", "--publish"}:
+        return _report(outline(table, pairs, methods), folder, publish="--publish" in options.flags)
     plan = make_plan(table, pairs, methods, [*extra, *options.settings], made_up=made_up)
     seeds = seeds_of(options.own.get("seeds", str(table.runs or 1)))
     workers = _workers(options.own.get("workers", "1"))
-    folder = Path(options.own.get("out", f"runs/tables/{table.name}"))
     if "--smoke" in options.flags:
         return _smoke(plan, workers)
     if "--dry-run" in options.flags:
@@ -119,7 +128,7 @@ def run(options: Options) -> int:
 
         print_cost(plan, len(seeds))
         return 0
-    return _run(plan, seeds, folder, workers, only_report="--report" in options.flags)
+    return _run(plan, seeds, folder, workers)
 
 
 def _workers(text: str) -> int:
@@ -145,30 +154,37 @@ def _list(names: Sequence[str]) -> None:
         print(f"{name:28} {len(table.pairs):3} pairs {len(table.methods):3} methods {values:4} values  {table.title}")
 
 
-def _run(plan: Any, seeds: Sequence[int], folder: Path, workers: int, *, only_report: bool) -> int:
-    from benchmarks.tables._run import finished, prepare_folder, run_all
-    from benchmarks.tables._write import write_all
-    from kdkit._files import read_jsonl
-    from kdkit.errors import ConfigError
+def _run(plan: Any, seeds: Sequence[int], folder: Path, workers: int) -> int:
+    from benchmarks.tables._facts import session
+    from benchmarks.tables._run import finished, run_all
 
     cells = plan.folders(folder, seeds)
-    failed = 0
-    if only_report:
-        if not (folder / "results.jsonl").is_file():
-            raise ConfigError(f"out={folder} has no results.jsonl; run the table first, or correct the path")
-        finished(folder, cells)
+    done = finished(folder, cells)
+    folder.mkdir(parents=True, exist_ok=True)
+    left, failed = len(cells) - len(done), 0
+    threads = plan.cells[0].settings["engine"]["threads"] if plan.cells else None
+    if left:
+        with session(folder, plan.table.name, sys.argv[1:], workers=workers, cells=left, threads=threads) as after:
+            failed = run_all(cells, folder, workers, done, after)
     else:
-        command = shlex.join(["python", "-m", "benchmarks.tables", *sys.argv[1:]])
-        prepare_folder(folder, plan, command, cells)
-        failed = run_all(cells, folder, workers)
-    teachers = folder / "teachers.jsonl"
-    page = write_all(
-        plan, read_jsonl(folder / "results.jsonl"), read_jsonl(teachers) if teachers.is_file() else [], folder
-    )
-    print(f"report: {page}", flush=True)
+        print(f"{len(cells)} cells, all of them finished before")
+    _report(plan, folder)
     if failed:
         print(f"kdkit: {failed} of {len(cells)} cells failed; the same command tries them again", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _report(plan: Any, folder: Path, *, publish: bool = False) -> int:
+    from benchmarks.tables._published import publish_results, read_results
+    from benchmarks.tables._write import write_all
+    from kdkit.errors import ConfigError
+
+    if not (folder / "results.jsonl").is_file():
+        raise ConfigError(f"out={folder} has no results.jsonl; run the table first, or correct the path")
+    print(f"report: {write_all(plan, *read_results(folder), folder)}", flush=True)
+    if publish:
+        print(f"results: {publish_results(plan, folder)}", flush=True)
+    return 0
 
 
 def _smoke(plan: Any, workers: int) -> int:

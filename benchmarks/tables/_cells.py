@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.tables._table import Table
+from benchmarks.tables._table import ALONE, Table
 from kdkit._config.check import prepare
 from kdkit._config.compose import Composer
 from kdkit._config.context import Context
@@ -21,12 +21,9 @@ from kdkit._files import sha256_json
 from kdkit._run.cells import Cell
 from kdkit.errors import ConfigError
 
-__all__ = ["ALONE", "Plan", "Planned", "make_plan"]
+__all__ = ["ALONE", "Plan", "Planned", "make_plan", "outline"]
 
-ALONE = "student"
-"""The row of the student without a teacher."""
-
-_ENGINE = {"baseline": False, "export": False, "report": False, "eval_every": 1, "checkpoint_every": 1, "keep": 1}
+_ENGINE = {"baseline": False, "export": False, "report": False, "keep": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +113,28 @@ def make_plan(
     return plan
 
 
+def outline(table: Table, pairs: Sequence[str], methods: Sequence[str]) -> Plan:
+    """The rows of the table without their settings, for pages that are written again from results."""
+    plan, alone = Plan(table), dict[str, str]()
+    for pair in pairs:
+        for method in methods:
+            published = table.methods[method].published
+            if published and pair not in published:
+                continue
+            reason = table.why_not(method, pair)
+            if reason:
+                plan.missing[pair, method] = reason
+            else:
+                plan.cells.append(Planned(pair, method, {}))
+        if any(planned.pair == pair for planned in plan.cells):
+            known = alone.setdefault(table.pairs[pair].student, pair)
+            if known == pair:
+                plan.cells.append(Planned(pair, ALONE, {}))
+            else:
+                plan.same[pair, ALONE] = known
+    return plan
+
+
 def _alone(table: Table, pair: str) -> list[str]:
     student = table.networks[table.pairs[pair].student]
     general = [each for each in table.settings if _block(each) not in ("teacher", *_PER_LOSS)]
@@ -164,6 +183,6 @@ def _concerns(override: str, chosen: DictConfig) -> bool:
 def _settings(cfg: DictConfig) -> dict[str, Any]:
     cfg = cfg.copy()
     cfg.resume, cfg.run_dir, cfg.loggers = None, None, {}
-    cfg.engine.update({**_ENGINE, "checkpoint_every": cfg.engine.checkpoint_every})
+    cfg.engine.update(_ENGINE)
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
     return settings

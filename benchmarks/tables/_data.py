@@ -25,6 +25,9 @@ SHAPES: dict[str, tuple[int, int, int]] = {
 }
 """Data set -> classes, channels, pixels."""
 
+_BYTES = 200_000
+"""Of the standard library, for two steps."""
+
 
 class Watched(DataModule):
     """A set whose test split is looked at after every epoch, as validation; nothing is chosen by what is seen there.
@@ -88,9 +91,12 @@ def made_up(cfg: DictConfig, samples: int) -> Tensors:
 
 
 def made_up_scene(cfg: DictConfig, samples: int) -> Scene:
-    """A scene with made-up data in place of those that the settings name."""
+    """A scene with made-up data in place of those that the settings name, or a little of the standard library."""
     from kdkit._config.build import instantiate
 
+    if data_name(cfg) == "StdlibText":
+        cfg.data.max_bytes = min(int(cfg.data.max_bytes or _BYTES), _BYTES)
+        return set_scene(cfg, make_accelerator(cfg))
     data = made_up(cfg, samples)
     fill_spec(cfg, data)
     return Scene(cfg, data, instantiate(cfg.task, data.spec, where="task"), make_accelerator(cfg))

@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.tables._cells import Plan
 from benchmarks.tables._data import made_up_scene, real_scene
 from kdkit._config.context import Context
 from kdkit._config.recipes import recipes_dir
-from kdkit._files import append_jsonl, read_jsonl, sha256_json, write_json
+from kdkit._files import append_jsonl, read_jsonl, sha256_json
 from kdkit._run.build import Scene
 from kdkit._run.cells import Cell, run_cells
-from kdkit._run.folder import run_environment
 from kdkit.errors import ConfigError, KdkitError
 
-__all__ = ["CONTEXT", "finished", "prepare_folder", "run_all", "run_smoke", "small", "smoke", "train_teachers"]
+__all__ = ["CONTEXT", "finished", "run_all", "run_smoke", "small", "smoke", "train_teachers"]
 
 CONTEXT = Context("distill", recipes=recipes_dir(), config_name="distill")
 SMOKE: dict[str, Any] = {
@@ -64,8 +62,7 @@ def run_smoke(cell: Cell, context: Context) -> dict[str, Any]:
 
 def _record(cell: Cell, context: Context, make: Callable[[DictConfig], Scene], *, saves: bool) -> dict[str, Any]:
     pair, method = cell.method.split("|")
-    record: dict[str, Any] = {"pair": pair, "method": method, "seed": cell.seed, "run_dir": cell.folder}
-    record["digest"] = defining(cell.settings)
+    record: dict[str, Any] = {"pair": pair, "method": method, "seed": cell.seed, "digest": defining(cell.settings)}
     try:
         return {**record, "status": "ok", "error": None, **_train(cell, context, make, saves)}
     except Exception as error:
@@ -90,11 +87,16 @@ def _train(cell: Cell, context: Context, make: Callable[[DictConfig], Scene], sa
         finish(session, "distill", distilled.student, distilled.fit, rows)
         metrics = rows[-1].metrics
     return {
-        "metrics": metrics,
+        "metrics": {name: _short(value) for name, value in metrics.items()},
         "best": _best(folder, metrics, scene.task.primary, scene.task.higher_is_better),
-        "seconds": distilled.fit.seconds,
+        "seconds": _short(distilled.fit.seconds),
         "parameters": rows[-1].parameters,
     }
+
+
+def _short(value: float) -> float:
+    """Six significant digits: more than any spread over seeds is worth, and a third of the file."""
+    return float(f"{value:.6g}")
 
 
 def _best(folder: Path, last: dict[str, float], primary: str, higher_is_better: bool) -> dict[str, Any]:
@@ -105,37 +107,25 @@ def _best(folder: Path, last: dict[str, float], primary: str, higher_is_better: 
         if line.get("split") == "val" and line.get("network", "student") == "student" and primary in line["metrics"]
     ]
     if not seen:
-        return {"value": last[primary], "epoch": None}
+        return {"value": _short(last[primary]), "epoch": None}
     value, epoch = (max if higher_is_better else min)(seen, key=lambda point: float(point[0]))
-    return {"value": value, "epoch": epoch}
+    return {"value": _short(value), "epoch": epoch}
 
 
 # ---- all of them ---------------------------------------------------------------------------------------------------
 
 
 def defining(settings: dict[str, Any]) -> str:
-    """Digest of what makes two cells the same."""
+    """Digest of what makes two cells the same, its first 16 digits."""
     left_out = ("run_dir", "resume", "spec", "loggers")
-    return sha256_json({key: value for key, value in settings.items() if key not in left_out})
-
-
-def prepare_folder(folder: Path, plan: Plan, command: str, cells: Sequence[Cell]) -> None:
-    """Make the folder, or check that what is in it belongs to the same table with the same settings.
-
-    Raises:
-        ConfigError: naming the first cell that differs.
-    """
-    finished(folder, cells)
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = {"table": plan.table.name, "command": command, "environment": run_environment(command)}
-    write_json(folder / "table.json", facts)
+    return sha256_json({key: value for key, value in settings.items() if key not in left_out})[:16]
 
 
 def finished(folder: Path, cells: Sequence[Cell]) -> dict[tuple[str, int], dict[str, Any]]:
     """Records of cells that need not be run again; the last one of each counts.
 
     Raises:
-        ConfigError: if a cell was run with other settings.
+        ConfigError: if a cell was run with other settings, naming the first cell that differs.
     """
     wanted = {(cell.method, cell.seed): cell for cell in cells}
     found: dict[tuple[str, int], dict[str, Any]] = {}
@@ -146,7 +136,7 @@ def finished(folder: Path, cells: Sequence[Cell]) -> dict[tuple[str, int], dict[
             continue
         if record["digest"] != defining(cell.settings):
             raise ConfigError(
-                f"out={folder} holds {key[0]}, seed {key[1]}, with other settings{_difference(record, cell)}; "
+                f"out={folder} holds {key[0]}, seed {key[1]}, with other settings{_difference(cell)}; "
                 "choose another folder with out=..., or repeat the command it was started with (table.json has it)"
             )
         if record["status"] == "ok":
@@ -154,11 +144,11 @@ def finished(folder: Path, cells: Sequence[Cell]) -> dict[tuple[str, int], dict[
     return found
 
 
-def _difference(record: dict[str, Any], cell: Cell) -> str:
+def _difference(cell: Cell) -> str:
     """The first setting that differs, if the run is still there."""
     from kdkit.report._format import flatten
 
-    path = Path(record["run_dir"]) / "config.yaml"
+    path = Path(cell.folder) / "config.yaml"
     if not path.is_file():
         return ""
     then = flatten(OmegaConf.to_container(OmegaConf.load(path), resolve=True))  # type: ignore[arg-type]
@@ -180,14 +170,15 @@ def train_teachers(cells: Sequence[Cell], folder: Path) -> None:
     from kdkit.engine.callbacks import make_progress
 
     path = folder / "teachers.jsonl"
-    known = {record["key"]: record for record in read_jsonl(path)} if path.is_file() else {}
-    said: set[tuple[str, str]] = set()
+    written = read_jsonl(path) if path.is_file() else []
+    known = {record["key"]: record for record in written}
+    said = {(record["pair"], record["key"]) for record in written}
     for cell in cells:
         cfg, pair = cell.config(), cell.method.split("|")[0]
         if cfg.teacher is None or cfg.teacher_loss or cfg.teacher.get("ema") is not None:
             continue
         plain: Any = OmegaConf.to_container(cfg, resolve=False)
-        key = sha256_json([plain["teacher"], plain["data"], plain["engine"]])
+        key = sha256_json([plain["teacher"], plain["data"], plain["engine"]])[:16]
         if (pair, key) in said:
             continue
         said.add((pair, key))
@@ -199,19 +190,25 @@ def train_teachers(cells: Sequence[Cell], folder: Path) -> None:
             networks = [member.network for member in guide.members]
             asked = guide.teacher if len(networks) > 1 else None
             row = measure(networks, scene, name="teacher", origin=guide.origin, asked=asked, profile=False)
-            known[key] = {"key": key, "network": name, "metrics": row.metrics, "origin": guide.origin}
+            metrics = {each: _short(value) for each, value in row.metrics.items()}
+            known[key] = {"key": key, "network": name, "metrics": metrics, "origin": guide.origin}
             print(f"teacher {name}: {scene.task.primary} {row.metrics[scene.task.primary]:.4g}", flush=True)
         append_jsonl(path, {**known[key], "pair": pair})
 
 
-def run_all(cells: Sequence[Cell], folder: Path, workers: int) -> int:
-    """Run the cells that are not finished; returns how many failed."""
-    done = finished(folder, cells)
+def run_all(
+    cells: Sequence[Cell],
+    folder: Path,
+    workers: int,
+    done: Mapping[tuple[str, int], dict[str, Any]],
+    after: Callable[[], None] = lambda: None,
+) -> int:
+    """Run the cells that are not among those :func:`finished`, ``after`` each of them; returns how many failed."""
     todo = [cell for cell in cells if (cell.method, cell.seed) not in done]
     print(f"{len(cells)} cells, {len(done)} of them finished before; {min(workers, max(len(todo), 1))} processes")
     if todo:
         train_teachers(todo, folder)
-    return _each(todo, workers, run_cell, folder / "results.jsonl")
+    return _each(todo, workers, run_cell, folder / "results.jsonl", after=after)
 
 
 def smoke(cells: Sequence[Cell], workers: int) -> list[dict[str, Any]]:
@@ -241,11 +238,13 @@ def _each(
     run: Callable[[Cell, Context], dict[str, Any]],
     results: Path | None,
     failures: list[dict[str, Any]] | None = None,
+    after: Callable[[], None] = lambda: None,
 ) -> int:
     begin, failed = time.monotonic(), 0
     for number, record in enumerate(run_cells(cells, CONTEXT, workers, run), start=1):
         if results is not None:
             append_jsonl(results, record)
+        after()
         if record["status"] != "ok":
             failed += 1
             if failures is not None:

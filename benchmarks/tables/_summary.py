@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.tables._cells import ALONE, Plan
+from kdkit.report._format import metric
 from kdkit.report.statistics import holm, mean_interval, mean_std, paired_test
 
-__all__ = ["Line", "summarise", "verdict"]
+__all__ = ["Line", "by_row", "summarise", "verdict"]
 
 CONFIDENCE = 0.95
 
@@ -19,7 +20,7 @@ CONFIDENCE = 0.95
 class Line:
     """One row of one pair.
 
-    Values are percentages of which more is better; for a table of error rates they are accuracies too.
+    Shares are percentages; for a table of error rates they are accuracies too.
 
     Attributes:
         pair, method, title: which row.
@@ -91,9 +92,7 @@ def summarise(
 ) -> dict[str, list[Line]]:
     """Pair -> its rows: teacher, student alone, then the methods in the order of the table."""
     table = plan.table
-    found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
-    for record in records:  # a cell that was run again counts once, with its last outcome
-        found.setdefault((str(record["pair"]), str(record["method"])), {})[int(record["seed"])] = record
+    found = by_row(records)
     pairs = dict.fromkeys([*(planned.pair for planned in plan.cells), *(pair for pair, _ in plan.missing)])
     lines: dict[str, list[Line]] = {}
     for pair in pairs:
@@ -107,6 +106,14 @@ def summarise(
         _test(rows)
         lines[pair] = rows
     return lines
+
+
+def by_row(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[int, Mapping[str, Any]]]:
+    """(pair, method) -> seed -> record; a cell that was run again counts once, with its last outcome."""
+    found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    for record in records:
+        found.setdefault((str(record["pair"]), str(record["method"])), {})[int(record["seed"])] = record
+    return found
 
 
 def _teacher(plan: Plan, pair: str, teachers: Sequence[Mapping[str, Any]]) -> Line:
@@ -125,7 +132,7 @@ def _teacher(plan: Plan, pair: str, teachers: Sequence[Mapping[str, Any]]) -> Li
 
 
 def _percent(value: float, plan: Plan) -> float:
-    return 100 * value if plan.table.metric in ("accuracy", "top5", "agreement") else value
+    return 100 * value if metric(plan.table.metric).share else value
 
 
 def _mean(values: Any) -> float | None:

@@ -11,10 +11,12 @@ import yaml
 
 from kdkit.errors import ConfigError, did_you_mean
 
-__all__ = ["Method", "Network", "Pair", "Table", "choose", "load", "names"]
+__all__ = ["ALONE", "Claim", "Method", "Network", "Pair", "Table", "choose", "load", "names"]
 
 HERE = Path(__file__).parent
 EPOCHS = ("last", "best", "unknown")
+ALONE = "student"
+"""The row of the student without a teacher."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Method:
         published: pair -> value in percent.
         spread: pair -> standard deviation, where it was published.
         missing: why it cannot be run; empty if it can.
+        missing_for: pair -> why it cannot be run there.
         seen_in: where its values were read, if not where the table's were.
         notes: remarks.
     """
@@ -68,8 +71,31 @@ class Method:
     published: dict[str, float] = field(default_factory=dict)
     spread: dict[str, float] = field(default_factory=dict)
     missing: str = ""
+    missing_for: dict[str, str] = field(default_factory=dict)
     seen_in: str = ""
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A statement about two rows that the results are tested against.
+
+    Attributes:
+        text: the statement.
+        source: who makes it.
+        better, worse: methods, or :data:`ALONE`; ``METHOD@PAIR`` where the two rows are of different pairs.
+        metric: by which one is said to be better.
+        over: compare the gains over this row of the same pair instead of the values; empty: the values.
+        pairs: where to test it; empty: in every pair that has both rows.
+    """
+
+    text: str
+    source: str
+    better: str
+    worse: str
+    metric: str = "accuracy"
+    over: str = ""
+    pairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +104,7 @@ class Table:
 
     name: str
     title: str
+    question: str
     source: str
     seen_in: str
     epoch: str
@@ -90,6 +117,8 @@ class Table:
     networks: dict[str, Network]
     pairs: dict[str, Pair]
     methods: dict[str, Method]
+    claims: tuple[Claim, ...]
+    main: tuple[str, ...]
 
     def published(self, method: str, pair: str) -> float | None:
         """The published value as an accuracy-like percentage, higher is better."""
@@ -107,7 +136,15 @@ class Table:
         known, two = self.methods[method], self.pairs[pair]
         recipes = [name for name in (two.teacher, two.student) if self.networks[name].recipe is None]
         nothing = f"kdkit has no recipe for {recipes[0]}" if recipes else ""
-        return self.missing or two.missing or known.missing or nothing
+        return self.missing or two.missing or known.missing or known.missing_for.get(pair, "") or nothing
+
+    def row_title(self, method: str) -> str:
+        """What the row is called; the student alone has one too."""
+        return "student alone" if method == ALONE else self.methods[method].title
+
+    def row_missing(self, pair: str, method: str) -> bool:
+        """Whether there can be no results of the row."""
+        return method != ALONE and bool(self.why_not(method, pair))
 
     def overrides(self, method: str, pair: str) -> list[str]:
         """What ``kdkit distill`` is told for a cell."""
@@ -155,6 +192,7 @@ def _table(name: str, content: Mapping[str, Any]) -> Table:
     table = Table(
         name=name,
         title=content["title"],
+        question=content.get("question") or "",
         source=content["source"],
         seen_in=content.get("seen_in") or "",
         epoch=content.get("epoch", "unknown"),
@@ -167,6 +205,8 @@ def _table(name: str, content: Mapping[str, Any]) -> Table:
         networks=networks,
         pairs=pairs,
         methods=methods,
+        claims=tuple(Claim(**_tuples(value)) for value in content.get("claims") or ()),
+        main=tuple(content.get("main") or ()),
     )
     _check(table, set(content))
     return table
@@ -182,10 +222,25 @@ def _check(table: Table, keys: set[str]) -> None:
             f"pair {key}: no network {name!r}" for name in (pair.teacher, pair.student) if name not in table.networks
         ]
     for key, method in table.methods.items():
-        for block in (method.per_pair, method.published, method.spread):
+        for block in (method.per_pair, method.published, method.spread, method.missing_for):
             problems += [f"method {key}: no pair {pair!r}" for pair in block if pair not in table.pairs]
+    problems += [f"main: no method {name!r}" for name in table.main if name not in table.methods]
+    for claim in table.claims:
+        problems += [f"claim {claim.text!r}: {problem}" for problem in _problems(claim, table)]
     if problems:
         raise ConfigError(f"table {table.name}: {problems[0]} ({len(problems)} in all); correct {table.name}.yaml")
+
+
+def _problems(claim: Claim, table: Table) -> list[str]:
+    """What a claim names that the table does not have."""
+    rows = [name.partition("@") for name in (claim.better, claim.worse)]
+    methods = [method for method, _, _ in rows] + ([claim.over] if claim.over else [])
+    pairs = [pair for _, at, pair in rows if at]
+    found = [f"no method {name!r}" for name in methods if name not in table.methods and name != ALONE]
+    found += [f"no pair {name!r}" for name in (*pairs, *claim.pairs) if name not in table.pairs]
+    if len(pairs) == 1 or (pairs and claim.pairs):
+        found.append("better and worse must both be METHOD@PAIR, without pairs, or neither")
+    return found
 
 
 def _present(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.tables._cells import Plan
+from benchmarks.tables._claims import CLAIM_HEADER, Finding, claim_cells, counts, findings
+from benchmarks.tables._facts import read_facts, told
 from benchmarks.tables._pictures import pictures
 from benchmarks.tables._summary import Line, summarise
 from kdkit._files import write_atomic
-from kdkit.report._format import p_text, seconds_text
-from kdkit.report._page import write_page
+from kdkit.report._format import Metric, metric, p_text, seconds_text
+from kdkit.report._page import Picture, render_markdown, write_page
 
-__all__ = ["HEADER", "write_all"]
+__all__ = ["HEADER", "TEMPLATES", "cells", "columns", "headline", "markdown", "write_all"]
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 HEADER = (
     "row",
@@ -25,6 +28,7 @@ HEADER = (
     "ours, best epoch",
     "Δ",
     "verdict",
+    "n",
     "95 % interval",
     "gain over student",
     "p (Holm)",
@@ -32,12 +36,12 @@ HEADER = (
     "NLL",
     "agreement",
     "time",
-    "n",
 )
 _KIND = {"row": "row", "verdict": "verdict"}
 _OPTIONAL = ("published", "Δ", "verdict", "gain over student", "p (Holm)", "ECE", "NLL", "agreement")
 """Columns that are left out where no row has anything in them, and no verdict but that nothing was compared."""
 _KINDS = {"reproduced": "helps", "above": "baseline", "below": "hurts", "failed": "failed"}
+_CLAIM_KINDS = {"yes": "helps", "no": "hurts", "not shown": "baseline", "not run": "failed"}
 _LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "±": r"$\pm$", "Δ": r"$\Delta$", "→": r"$\to$"}
 _LATEX |= {"<": r"$<$", "−": "$-$", "–": "--"}
 
@@ -46,41 +50,72 @@ def write_all(
     plan: Plan, records: Sequence[Mapping[str, Any]], teachers: Sequence[Mapping[str, Any]], folder: Path
 ) -> Path:
     """Write ``table.html``, ``.md``, ``.tex`` and ``.csv``; returns the first."""
-    table, lines = plan.table, summarise(plan, records, teachers)
-    facts = json.loads((folder / "table.json").read_text()) if (folder / "table.json").is_file() else {}
-    label = table.metric.replace("_", " ")
-    kept = _columns([line for rows in lines.values() for line in rows])
-    blocks, drawn = [], []
-    for pair, rows in lines.items():
-        own = pictures(pair.replace("/", "--"), rows, label)
-        drawn += own
-        title = f"{table.pairs[pair].teacher} → {table.pairs[pair].student}"
-        blocks.append({"title": title, "lines": [_entry(line, kept) for line in rows], "pictures": own})
+    lines = summarise(plan, records, teachers)
+    drawn = {
+        pair: pictures(pair.replace("/", "--").replace(" ", "-"), rows, metric(plan.table.metric))
+        for pair, rows in lines.items()
+    }
+    content = _content(plan, lines, findings(plan, records), read_facts(folder), drawn)
+    write_atomic(folder / "table.csv", _csv(lines))
+    write_atomic(folder / "table.tex", _latex(plan, lines))
+    every = [picture for each in drawn.values() for picture in each]
+    return write_page(folder, "table", "table", content, every, TEMPLATES)
+
+
+def markdown(
+    plan: Plan, records: Sequence[Mapping[str, Any]], teachers: Sequence[Mapping[str, Any]], folder: Path
+) -> str:
+    """The text of ``table.md`` alone, without drawing anything."""
+    content = _content(plan, summarise(plan, records, teachers), findings(plan, records), read_facts(folder), {})
+    return render_markdown("table", content, TEMPLATES)
+
+
+def _content(
+    plan: Plan,
+    lines: Mapping[str, Sequence[Line]],
+    tested: Sequence[Finding],
+    facts: Mapping[str, Any],
+    drawn: Mapping[str, Sequence[Picture]],
+) -> dict[str, Any]:
+    table = plan.table
     every = [line for rows in lines.values() for line in rows]
-    content = {
+    kept = columns(every)
+    of = metric(table.metric)
+    blocks = []
+    for pair, rows in lines.items():
+        title = pair if "/" not in pair else f"{table.pairs[pair].teacher} → {table.pairs[pair].student}"
+        entries = [_entry(line, kept) for line in rows]
+        blocks.append({"title": title, "lines": entries, "pictures": list(drawn.get(pair, ()))})
+    return {
         "title": table.title,
-        "kicker": "Published and measured",
-        "facts": [table.source, f"{len(lines)} pairs", f"{label}, %"],
-        "headline": headline(every),
+        "kicker": "Published and measured" if any(line.published is not None for line in every) else "Measured",
+        "facts": [
+            table.source,
+            f"{len(lines)} pair{'s' if len(lines) != 1 else ''}",
+            of.label + (", %" if of.share else ""),
+        ],
+        "question": table.question,
+        "headline": headline(every, of),
         "notes": [*_notes(plan), *table.notes],
         "header": [{"text": HEADER[place], "kind": _KIND.get(HEADER[place], "")} for place in kept],
         "blocks": blocks,
+        "claims": [claim_cells(each) for each in tested],
+        "claim_header": CLAIM_HEADER,
+        "claim_kinds": _CLAIM_KINDS,
+        "claim_counts": counts(tested),
         "protocol": _protocol(plan),
-        "command": str(facts.get("command", "")),
-        "environment": _environment(facts.get("environment") or {}),
+        "command": "\n".join(dict.fromkeys(str(each["command"]) for each in facts.get("sessions", []))),
+        "environment": told(facts),
     }
-    write_atomic(folder / "table.csv", _csv(lines))
-    write_atomic(folder / "table.tex", _latex(plan, lines))
-    return write_page(folder, "table", "table", content, drawn, Path(__file__).parent / "templates")
 
 
-def headline(lines: Sequence[Line]) -> str:
+def headline(lines: Sequence[Line], of: Metric) -> str:
     """The finding in one sentence."""
     compared = [line for line in lines if line.method != "teacher" and line.verdict in ("reproduced", "above", "below")]
     rest = sum(line.verdict == "not run" for line in lines if line.method != "teacher")
     tail = f" {rest} rows have not been run." if rest else ""
     if not compared:
-        return _best(lines) + tail
+        return _best(lines, of) + tail
     counts = {kind: sum(line.verdict == kind for line in compared) for kind in ("reproduced", "above", "below")}
     return (
         f"Of {len(compared)} published values {counts['reproduced']} were reproduced; ours were above "
@@ -88,7 +123,7 @@ def headline(lines: Sequence[Line]) -> str:
     )
 
 
-def _best(lines: Sequence[Line]) -> str:
+def _best(lines: Sequence[Line], of: Metric) -> str:
     """Where there is nothing to hold the values against."""
     measured = [line for line in lines if line.mean is not None and line.method != "teacher"]
     if not measured:
@@ -97,9 +132,10 @@ def _best(lines: Sequence[Line]) -> str:
     told = (
         f"{len(measured)} rows of {pairs} pair{'s' if pairs > 1 else ''} were measured, none against a published value"
     )
-    best = max(measured, key=lambda line: line.mean or 0.0)
+    choose = min if of.higher_is_better is False else max
+    best = choose(measured, key=lambda line: line.mean or 0.0)
     where = f" for {best.pair.replace('/', ' → ')}" if pairs > 1 else ""
-    gain = f", {_signed(best.gain)} over the student alone" if best.gain is not None else ""
+    gain = f", {_signed(best.gain)} against the student alone" if best.gain is not None else ""
     return f"{told}; the best is {best.title} with {_spread(best.mean, best.std)}{gain}{where}."
 
 
@@ -129,12 +165,6 @@ def _protocol(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def _environment(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    from kdkit.report._format import flatten
-
-    return [(name, str(value)) for name, value in flatten(dict(facts)).items() if value not in (None, "")]
-
-
 # ---- cells ---------------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +192,7 @@ def cells(line: Line) -> list[str]:
         _spread(line.best_mean, line.best_std),
         _signed(line.difference),
         line.verdict,
+        str(len(line.values)) if line.values else "",
         interval,
         _signed(line.gain),
         "" if line.p is None else p_text(line.p),
@@ -169,7 +200,6 @@ def cells(line: Line) -> list[str]:
         _number(line.nll, 3),
         _number(line.agreement, 1, 100.0),
         "" if line.seconds is None else seconds_text(line.seconds),
-        str(len(line.values)) if line.values else "",
     ]
 
 
@@ -181,6 +211,7 @@ def _keys(line: Line) -> list[Any]:
         line.best_mean,
         line.difference,
         line.verdict,
+        len(line.values),
         line.low,
         line.gain,
         line.p,
@@ -188,14 +219,13 @@ def _keys(line: Line) -> list[Any]:
         line.nll,
         line.agreement,
         line.seconds,
-        len(line.values),
     ]
 
 
-def _columns(lines: Sequence[Line]) -> list[int]:
+def columns(lines: Sequence[Line]) -> list[int]:
     """Which columns say something."""
     told = [cells(line) for line in lines]
-    nothing = {"", "not compared", "not run"}
+    nothing = {"", "not compared", "not run", "missing"}
     return [
         place
         for place, name in enumerate(HEADER)

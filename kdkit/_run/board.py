@@ -127,7 +127,7 @@ def prepare_teachers(cells: Sequence[Cell]) -> Row | None:
     row = None
     for cell in cells:
         cfg = cell.config()
-        if cfg.teacher is None or cfg.teacher_loss or cfg.teacher.get("ema") is not None:
+        if cfg.teacher is None or cfg.teacher_loss or cfg.teacher.get("ema") or cfg.teacher.get("cached"):
             continue
         scene = scene_of(cfg)
         plain = OmegaConf.to_container(cfg, resolve=True)

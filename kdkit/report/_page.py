@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = ["Picture", "write_page"]
+__all__ = ["Picture", "render_markdown", "write_page"]
 
 _STICKY = re.compile(r"(?<=\d) (?=[%±]|points|[kMG]\b|m?s\b|min\b)|(?<=[±=<]) (?=\d)|(?<=\bp) (?=[=<])")
 """Spaces at which a line must not break."""
@@ -64,9 +64,13 @@ def write_page(
     for picture in pictures:
         write_atomic(folder / "plots" / f"{picture.name}.png", picture.png)
     environment = _environment(templates)
-    markdown = environment.get_template(f"{template}.md").render(context)
-    write_atomic(folder / f"{name}.md", markdown.strip() + "\n")
+    write_atomic(folder / f"{name}.md", render_markdown(template, context, templates))
     return write_atomic(folder / f"{name}.html", environment.get_template(f"{template}.html").render(context))
+
+
+def render_markdown(template: str, content: Mapping[str, Any], templates: Path | None = None) -> str:
+    """The text of the Markdown page."""
+    return str(_environment(templates).get_template(f"{template}.md").render(content)).strip() + "\n"
 
 
 @cache

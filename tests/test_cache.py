@@ -73,6 +73,9 @@ def test_a_student_learns_from_the_cache_what_it_learns_from_the_teacher(capsys:
     assert "answers out of the cache kept" in out_of_cache["teacher"]["origin"]
     assert "agreement" not in out_of_cache["student distilled"]["metrics"]
     assert "report.html" in {path.name for path in Path("cached").iterdir()}
+    assert run(*cached, "loss=[ce,topk]", "loss.topk.k=300", "run_dir=sparse") == 0
+    sparse = rows("sparse")["student distilled"]["metrics"]["nll"]
+    assert sparse == pytest.approx(live["student distilled"]["metrics"]["nll"], rel=1e-4)
     assert run(*cached, "loss.kl.temperature=3", "run_dir=warm") == 0  # with every entry kept, at any temperature
 
 

@@ -83,6 +83,7 @@ from kdkit.losses.srd import SRDLoss, srd_loss
 from kdkit.losses.srrl import SRRLLoss, srrl_loss
 from kdkit.losses.symmetric_kl import SymmetricKLLoss, symmetric_kl_loss
 from kdkit.losses.tfkd import TfKDLoss, tfkd_loss
+from kdkit.losses.topk import TopKLoss, topk_loss
 from kdkit.losses.total_variation import TotalVariationLoss, total_variation_loss
 from kdkit.losses.ttm import TTMLoss, ttm_loss
 from kdkit.losses.uskd import USKDLoss, uskd_loss
@@ -177,6 +178,7 @@ __all__ = [
     "TTMLoss",
     "TeacherSamples",
     "TfKDLoss",
+    "TopKLoss",
     "TotalVariationLoss",
     "USKDLoss",
     "VIDLoss",
@@ -266,6 +268,7 @@ __all__ = [
     "symmetric_kl_loss",
     "tfkd_loss",
     "topk_divergence",
+    "topk_loss",
     "total_variation_loss",
     "ttm_loss",
     "uskd_loss",

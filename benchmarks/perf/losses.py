@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -99,11 +100,15 @@ def _serve(group: str, title: str, name: str, threads: int, connection: Connecti
 # ---- all of a case -------------------------------------------------------------------------------------------------
 
 
-def measure(group: str, title: str, rounds: int, threads: int) -> dict[str, Any]:
-    """Name of a contender -> its description and the seconds of each round, or a word on why it is missing."""
+def measure(group: str, title: str, rounds: int, threads: int, beside: Sequence[str] = ()) -> dict[str, Any]:
+    """Name of a contender -> its description and the seconds of each round, or a word on why it is missing.
+
+    ``beside`` leaves only ours and those whose name contains one of its words."""
     context = multiprocessing.get_context("spawn")
     pipes, processes, results = {}, {}, {}
     for name in cases_of(group)[title]:
+        if beside and name != "kdkit" and not any(word in name for word in beside):
+            continue
         here, there = context.Pipe()
         processes[name] = context.Process(target=_serve, args=(group, title, name, threads, there), daemon=True)
         processes[name].start()
@@ -155,13 +160,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="threads per process; torch's own choice by default")
     parser.add_argument("--only", default="", help="cases whose title contains this")
+    parser.add_argument("--beside", nargs="*", default=(), help="only contenders whose name contains one of these")
     parser.add_argument("--json", type=Path, help="write all measurements to this file")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for group in options.groups:
         for title in cases_of(group):
             if options.only in title:
-                rows += report(title, measure(group, title, options.rounds, options.threads))
+                rows += report(title, measure(group, title, options.rounds, options.threads, options.beside))
     if options.json is not None:
         options.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1))
 

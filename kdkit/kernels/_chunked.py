@@ -59,6 +59,17 @@ def chunked(problem: Problem, needed: tuple[bool, bool, bool], row_weights: floa
         return Tiles(problem, needed, row_weights, RowsOfTile.of).run()
 
 
+def _mixed(network: Network) -> bool:
+    """Whether products are taken in bfloat16 with float32 sums, as tensor cores do; float16 would lose small slopes."""
+    dtypes = (network.hidden.dtype, network.head.dtype)
+    return network.hidden.is_cuda and dtypes == (torch.bfloat16, torch.bfloat16)
+
+
+def multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """``left @ right`` into ``out``, whose dtype is wider."""
+    return torch.mm(left, right, out_dtype=out.dtype, out=out)
+
+
 class Tiles:
     """The state of one pass.
 
@@ -113,10 +124,18 @@ class Tiles:
 
     def _project(self, network: Network, start: int, stop: int, out: Tensor) -> Tensor:
         """Raw logits of these rows into ``out``; returns their hidden states, scaled."""
-        hidden = network.hidden.index_select(0, self.problem.kept[start:stop]).to(self.dtype)
+        hidden = network.hidden.index_select(0, self.problem.kept[start:stop])
+        bias = None if network.bias is None else network.bias.to(self.dtype) * network.scale
+        if _mixed(network):
+            multiply(hidden, network.head.T, out)
+            if network.scale != 1.0:
+                out.mul_(network.scale)
+            if bias is not None:
+                out.add_(bias)
+            return hidden
+        hidden = hidden.to(self.dtype)
         if network.scale != 1.0:
             hidden = hidden * network.scale
-        bias = None if network.bias is None else network.bias.to(self.dtype) * network.scale
 
         def work(first: int, last: int) -> None:
             head, into = network.head[first:last].to(self.dtype), out[:, first:last]
@@ -131,10 +150,13 @@ class Tiles:
     def _spread(self, hidden: Tensor, slope: Tensor, start: int, stop: int) -> None:
         """The gradient of a tile's logits into those of hidden states, head and bias."""
         network = self.problem.student
-        if self.needed[0]:
-            self._spread_hidden(slope, start, stop)
         if self.gradients.bias is not None:
             self.gradients.bias.add_(slope.sum(dim=0), alpha=network.scale)
+        mixed = _mixed(network)
+        if mixed:
+            slope = slope.mul_(network.scale).to(network.head.dtype)
+        if self.needed[0]:
+            self._spread_hidden(slope, start, stop)
         if not self.needed[1]:
             return
         first_tile = self.head is None
@@ -143,7 +165,12 @@ class Tiles:
         head = self.head
 
         def work(first: int, last: int) -> None:
-            if first_tile:
+            if mixed and first_tile:
+                multiply(slope[:, first:last].T, hidden, head[first:last])
+            elif mixed:
+                room = torch.empty_like(head[first:last])
+                head[first:last].add_(multiply(slope[:, first:last].T, hidden, room))
+            elif first_tile:
                 torch.mm(slope[:, first:last].T, hidden, out=head[first:last])
             else:
                 head[first:last].addmm_(slope[:, first:last].T, hidden)
@@ -153,7 +180,11 @@ class Tiles:
     def _spread_hidden(self, slope: Tensor, start: int, stop: int) -> None:
         network, into = self.problem.student, self.gradients.hidden
         assert into is not None
-        if network.head.dtype == self.dtype:
+        if slope.dtype != self.dtype:
+            product = multiply(
+                slope, network.head, slope.new_empty(stop - start, network.head.shape[1], dtype=self.dtype)
+            )
+        elif network.head.dtype == self.dtype:
             product = slope @ network.head
         else:
             product = slope.new_zeros(stop - start, network.head.shape[1])
@@ -161,7 +192,7 @@ class Tiles:
             for first in range(0, self.vocabulary, step):
                 part = slice(first, min(first + step, self.vocabulary))
                 product.addmm_(slope[:, part], network.head[part].to(self.dtype))
-        if network.scale != 1.0:
+        if network.scale != 1.0 and slope.dtype == self.dtype:
             product.mul_(network.scale)
         into.index_copy_(0, self.problem.kept[start:stop], product)
 

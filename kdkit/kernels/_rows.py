@@ -98,7 +98,7 @@ class RowsOfTile:
         known, index = (each.index_select(0, kept) for each in (teacher.values, teacher.index))
         known = known.to(self.dtype)
         more = self.learning, teacher.repeated
-        return (*sparse_block(teacher.entries, known, index, student, temperature, *more), 1 / temperature)
+        return (*sparse_block(teacher.entries, known, index, student, student, temperature, *more), 1 / temperature)
 
     def _divergence(
         self, student: Tensor, teacher: Tensor, temperature: float, spare: list[Tensor]

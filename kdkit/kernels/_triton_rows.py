@@ -126,11 +126,12 @@ def _rows(
     t_row = teacher + row * teacher_stride
     o_row = out + row * out_stride
     weight = tl.load(weights + row).to(WIDE)
+    limit = tl.where(weight != 0, entries, 0)  # a row that does not count may hold anything
     span = tl.arange(0, BLOCK)
     low = tl.full((), float("-inf"), WIDE)
     s_top, t_top, h_top = low, low, low
     s_total, t_total, h_total = tl.full((), 0.0, WIDE), tl.full((), 0.0, WIDE), tl.full((), 0.0, WIDE)
-    for start in range(0, entries, BLOCK):
+    for start in range(0, limit, BLOCK):
         z, _ = _load(s_row, start + span, entries, student_cap, STUDENT_CAPPED, WIDE)
         y, _ = _load(t_row, start + span, entries, teacher_cap, TEACHER_CAPPED, WIDE)
         s_top, s_total = _fold(s_top, s_total, z * student_warmth)
@@ -147,17 +148,17 @@ def _rows(
         label = tl.load(labels + row)
         h_norm = h_top + tl.log(h_total)
         own, _ = _load(s_row, label + tl.arange(0, 1), entries, student_cap, STUDENT_CAPPED, WIDE)
-        tl.store(ce_values + row, h_norm - tl.sum(own, axis=0))
+        tl.store(ce_values + row, tl.where(weight != 0, h_norm - tl.sum(own, axis=0), 0.0))
     if KIND != 0:
         whole = tl.full((), 0.0, WIDE)
-        for start in range(0, entries, BLOCK):
+        for start in range(0, limit, BLOCK):
             z, _ = _load(s_row, start + span, entries, student_cap, STUDENT_CAPPED, WIDE)
             y, _ = _load(t_row, start + span, entries, teacher_cap, TEACHER_CAPPED, WIDE)
             v, w = _terms(y * teacher_warmth - t_norm, z * student_warmth - s_norm, parameter, KIND)
             value += tl.sum(v, axis=0)
             whole += tl.sum(w, axis=0)
     if LEARNING or KIND == 0:
-        for start in range(0, entries, BLOCK):
+        for start in range(0, limit, BLOCK):
             columns = start + span
             z, chain = _load(s_row, columns, entries, student_cap, STUDENT_CAPPED, WIDE)
             y, _ = _load(t_row, columns, entries, teacher_cap, TEACHER_CAPPED, WIDE)
@@ -171,6 +172,9 @@ def _rows(
                     hit = tl.where(columns == label, 1.0, 0.0)
                     slope += (tl.exp(z - h_norm) - hit) * ce_share
                 tl.store(o_row + columns, slope * chain * weight, mask=columns < entries)
+    if LEARNING:
+        for start in range(limit, entries, BLOCK):
+            tl.store(o_row + start + span, tl.zeros((BLOCK,), WIDE), mask=start + span < entries)
     tl.store(values + row, value)
 
 
@@ -192,7 +196,8 @@ def launch(
 ) -> None:
     """Values of rows into ``values`` ``[n]`` (and ``ce_values``), and the gradient of
     ``sum_i weights_i (shares[0] D_i + shares[1] CE_i)`` with respect to the raw logits into ``out``, which may be
-    ``student``. Logits are ``[n, V]`` with entries next to one another; ``labels`` ``[n]`` must be in range."""
+    ``student``: 0 where a weight is 0, as is the value there. Logits are ``[n, V]`` with entries next to one another;
+    ``labels`` ``[n]`` must be in range."""
     if not len(student):
         return
     wide = tl.float64 if torch.float64 in (student.dtype, teacher.dtype) else tl.float32

@@ -14,15 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "Form",
     "Kernel",
     "Laws",
     "Result",
     "balanced_kl",
+    "form_of",
     "forward_kl",
     "hellinger",
     "jensen_shannon",
@@ -92,12 +95,37 @@ Result = tuple[Tensor, float, Tensor, float]
 Kernel = Callable[[Laws], Result]
 
 
+class Form(NamedTuple):
+    """A divergence by name, for implementations other than these: ``scale`` times that of :mod:`kdkit.kernels`."""
+
+    name: str
+    parameter: float = 0.0
+    scale: float = 1.0
+
+
+def form_of(kernel: Kernel | None) -> Form | None:
+    """What a kernel computes, where it has said so."""
+    return getattr(kernel, "form", None)
+
+
+def _is(name: str, parameter: float = 0.0, scale: float = 1.0) -> Callable[[Kernel], Kernel]:
+    """Say what a kernel computes."""
+
+    def mark(kernel: Kernel) -> Kernel:
+        kernel.form = Form(name, parameter, scale)  # type: ignore[attr-defined]
+        return kernel
+
+    return mark
+
+
+@_is("kl")
 def forward_kl(laws: Laws) -> Result:
     """``KL(p || q)``; gradient ``q - p``."""
     values = laws.expect(laws.p, laws.log_p.sub_(laws.log_q))
     return values, laws.unit, laws.q.sub_(laws.p) if laws.learning else laws.q, 1.0
 
 
+@_is("reverse_kl")
 def reverse_kl(laws: Laws) -> Result:
     """``KL(q || p)``; gradient ``q (log q - log p - value)``."""
     terms = laws.log_q.sub_(laws.log_p)
@@ -146,6 +174,7 @@ def jensen_shannon(beta: float, scale: float = 1.0) -> Kernel:
     """``scale (beta KL(p || m) + (1 - beta) KL(q || m))`` with ``m = beta p + (1 - beta) q``, ``beta`` in (0, 1);
     gradient ``scale (1 - beta) q (log q - log m - KL(q || m))``."""
 
+    @_is("js", beta, scale)
     def kernel(laws: Laws) -> Result:
         log_m = laws.log_(laws.mixture(beta))
         of_p = laws.expect(laws.p, laws.log_p.sub_(log_m))
@@ -162,6 +191,7 @@ def jensen_shannon(beta: float, scale: float = 1.0) -> Kernel:
 def skew_kl(alpha: float) -> Kernel:
     """``KL(p || m)`` with ``m = alpha p + (1 - alpha) q``, ``alpha`` in (0, 1); ``w = -(1 - alpha) p q / m``."""
 
+    @_is("skew_kl", alpha)
     def kernel(laws: Laws) -> Result:
         mixture = laws.mixture(alpha)
         share = torch.div(laws.q, mixture, out=laws.log_q).mul_(laws.p) if laws.learning else laws.log_q
@@ -175,6 +205,7 @@ def skew_reverse_kl(alpha: float) -> Kernel:
     """``KL(q || m)`` with ``m = alpha q + (1 - alpha) p``, ``alpha`` in (0, 1); ``w = q (log q - log m + (1 - alpha) p
     / m)``."""
 
+    @_is("skew_reverse_kl", alpha)
     def kernel(laws: Laws) -> Result:
         mixture = laws.mixture(1 - alpha)
         share = torch.div(laws.p, mixture, out=laws.log_p).mul_(laws.q)
@@ -187,6 +218,7 @@ def skew_reverse_kl(alpha: float) -> Kernel:
     return kernel
 
 
+@_is("total_variation")
 def total_variation(laws: Laws) -> Result:
     """``sum |p - q| / 2``; ``w = sign(q - p) q / 2``."""
     gap = torch.sub(laws.q, laws.p, out=laws.log_p)
@@ -195,6 +227,7 @@ def total_variation(laws: Laws) -> Result:
     return values, 0.5, laws.free(signs.mul_(laws.q)) if laws.learning else gap, 0.5
 
 
+@_is("hellinger")
 def hellinger(laws: Laws) -> Result:
     """``sum (sqrt p - sqrt q)^2 / 2``; ``w = (q - sqrt(p q)) / 2``."""
     root = torch.sqrt(laws.q, out=laws.log_q)

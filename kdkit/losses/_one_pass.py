@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kdkit.losses._kernels import Kernel, Laws
+from kdkit.losses._kernels import Kernel, Laws, form_of
 from kdkit.losses._ops import log_probs, reduce
 from kdkit.losses._rowwise import EvaluateRows, Side, Temperatures, by_blocks, wide
 
@@ -48,7 +48,15 @@ class DivergenceOf:
         )
 
     def compute(self, student: Tensor, teacher: Tensor, learning: bool) -> tuple[Tensor, Tensor | None]:
-        """By the kernel, or by differentiating the formula on each block."""
+        """By the kernel, or by differentiating the formula on each block; on CUDA by Triton where it can."""
+        form = form_of(self.kernel)
+        if form is not None and student.is_cuda and not any(isinstance(each, Tensor) for each in self.temperatures):
+            from kdkit.kernels._choice import triton_may_run
+
+            if triton_may_run(student.device.type):
+                from kdkit.kernels._triton_dense import dense
+
+                return dense(self, form, student, teacher, learning)
         if self.kernel is not None and self.mask is None and student.is_cpu and student.numel() <= _SMALL:
             result = _at_once(self, self.kernel, student, teacher, learning)
             if result is not None:

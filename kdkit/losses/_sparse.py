@@ -62,11 +62,12 @@ def sparse_block(
     known: Tensor,
     index: Tensor,
     logits: Tensor,
+    room: Tensor,
     temperature: float | Tensor,
     learning: bool,
     repeated: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Values ``[n]`` of a block, and the gradient with respect to ``logits / T``, which takes the place of ``logits``.
+    """Values ``[n]`` of a block, and the gradient with respect to ``logits / T``, in ``room``.
 
     One exponential per entry. With :math:`a` the derivatives of the value with respect to the log-probabilities at the
     entries and :math:`a_r` that with respect to the logarithm of the remaining mass :math:`q_r`, the gradient is
@@ -76,14 +77,15 @@ def sparse_block(
         entries: the divergence.
         known: of the teacher, ``[n, m]``.
         index: the entries, ``[n, k]``.
-        logits: the student's, ``[n, V]``; overwritten.
+        logits: the student's, ``[n, V]``.
+        room: of the same shape, may be ``logits``.
         temperature: a number or ``[n, 1]``.
-        learning: whether the gradient is asked for; else anything is left in ``logits``.
+        learning: whether the gradient is asked for; else anything is left in ``room``.
         repeated: whether an entry may occur twice in a row; ``entries`` must then be free of the remaining mass.
     """
-    scale_into(logits, temperature, logits)
-    log_q = logits.gather(-1, index)
-    law = logits.exp2_()
+    scale_into(logits, temperature, room)
+    log_q = room.gather(-1, index)
+    law = room.exp2_()
     own = law.gather(-1, index)
     if repeated:
         total = law.sum(dim=-1, keepdim=True)
@@ -100,7 +102,7 @@ def sparse_block(
         values = entries(known, *sources)
         summed = values.sum()
     if not learning:
-        return values, logits
+        return values, law
     slope, tail_slope = torch.autograd.grad(summed, sources, allow_unused=True)
     tail_slope = torch.zeros_like(tail) if tail_slope is None else torch.where(left > 0, tail_slope, 0.0)
     whole = slope.sum(dim=-1, keepdim=True) + tail_slope
@@ -153,12 +155,10 @@ class SparseDivergence:
             def evaluate(start: int, stop: int) -> tuple[Tensor, Tensor, float | Tensor]:
                 room, scale = scratch[0, : stop - start], student.cool(start, stop)
                 rows = student.rows(start, stop, room)
-                if rows.data_ptr() != room.data_ptr():
-                    rows = room.copy_(rows)
                 known = teacher.rows(start, stop, room.new_empty(stop - start, teacher.matrix.shape[-1]))
                 own = index[start:stop]
-                values, slope = sparse_block(self.entries, known, own, rows, scale, learning, self.repeated)
-                return values, slope, 1 / scale
+                options = scale, learning, self.repeated
+                return (*sparse_block(self.entries, known, own, rows, room, *options), 1 / scale)
 
             return evaluate
 

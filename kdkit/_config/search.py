@@ -64,7 +64,8 @@ class Candidates:
 
     Attributes:
         baseline: the student alone, always in the final; ``None`` without one.
-        tried: the candidates: first every method as it stands, then those with one change each, and so on.
+        tried: the candidates: first every method as it stands, then those with one change, the methods in turn, and so
+            on.
         left_out: method -> why it does not fit; only of methods that nobody asked for.
     """
 
@@ -127,7 +128,8 @@ def find_candidates(cfg: DictConfig, context: Context) -> Candidates:
     if not grids:
         reason = next(iter(left_out.values()), "losses names the baseline alone")
         raise ConfigError(f"there is nothing to search: {reason}")
-    tried = sorted((candidate for grid in grids for candidate in grid), key=lambda candidate: len(candidate.changes))
+    placed = [(len(each.changes), place, each) for grid in grids for place, each in enumerate(_by_changes(grid))]
+    tried = [candidate for _, _, candidate in sorted(placed, key=lambda entry: entry[:2])]
     return Candidates(baseline, tried, left_out)
 
 
@@ -147,6 +149,10 @@ def _grid(method: str, cfg: DictConfig, search: DictConfig) -> list[Candidate]:
         choices.append([None, *((path, value) for value in values if value != own)])
     points = [dict(filter(None, point)) for point in itertools.product(*choices)]
     return [_candidate(method, cfg, point) for point in points]
+
+
+def _by_changes(grid: list[Candidate]) -> list[Candidate]:
+    return sorted(grid, key=lambda candidate: len(candidate.changes))
 
 
 def _values(path: str, values: Any) -> list[Any]:

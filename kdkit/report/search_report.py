@@ -112,6 +112,8 @@ def search_section(about: Record, records: Sequence[Record], results: Sequence[R
         header.append(f"final: {search['full_steps']:,} steps")
     lines = []
     for name in search["candidates"]:
+        if name in search["not_tried"]:
+            continue
         values = [_value(of, by_stage.get((number, name))) for number in range(len(rungs))]
         if names:
             values.append(value_text(of, means[name][0], 2) if name in means else "–")
@@ -124,6 +126,7 @@ def search_section(about: Record, records: Sequence[Record], results: Sequence[R
         "header": [*header, "outcome"],
         "lines": [cells for _, cells in sorted(lines, key=lambda line: line[0])],
         "left_out": list(search["left_out"].items()),
+        "not_tried": ", ".join(search["not_tried"]),
         "label": of.label,
         "seed": search["seed"],
         "command": (search.get("winner") or {}).get("command", ""),

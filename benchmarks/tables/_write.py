@@ -240,7 +240,9 @@ def _entry(line: Line, kept: Sequence[int]) -> dict[str, Any]:
         for place in kept
     ]
     kind = _KINDS.get(line.verdict, "")
-    return {"title": line.title, "cells": texts, "note": line.note, "kind": kind, "alone": line.method == "student"}
+    silent = line.verdict == "not run" and HEADER.index("verdict") not in kept
+    note = line.note or ("not run" if silent else "")
+    return {"title": line.title, "cells": texts, "note": note, "kind": kind, "alone": line.method == "student"}
 
 
 def _csv(lines: Mapping[str, Sequence[Line]]) -> str:

@@ -100,6 +100,17 @@ def test_killed_and_repeated_it_is_the_same_cache(capsys: pytest.CaptureFixture[
     assert json.loads(Path("parted/manifest.json").read_text())["complete"]
 
 
+def test_two_ranks_share_the_shards() -> None:
+    random = [*CACHE, "cache.k=8", "teacher.weights=random", "engine.threads=1"]
+    assert run(*random, "cache.folder=one") == 0
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "kdkit.cli"]
+    subprocess.run([sys.executable, "-m", *launch, *random, "cache.folder=two"], check=True, timeout=300)
+    assert checksums("two") == checksums("one")
+    one, two = (json.loads(Path(name, "manifest.json").read_text()) for name in ("one", "two"))
+    assert one["definition"] == two["definition"] and one["summary"] == two["summary"] and two["complete"]
+    assert one["row"]["metrics"] == pytest.approx(two["row"]["metrics"])
+
+
 def test_what_does_not_belong_together_is_refused_with_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*CACHE, "cache.k=8", "cache.folder=kept") == 0
     cached = ["distill", *TINY, "teacher=cached", "teacher.cached.folder=kept"]

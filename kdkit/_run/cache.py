@@ -51,6 +51,7 @@ def cache_answers(cfg: DictConfig, context: Context) -> Path:
         refuse_difference(folder, there, definition, "choose another cache.folder, or remove that one")
     elif folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"cache.folder={folder} is there already and holds something else; choose another one")
+    scene.accelerator.wait_for_everyone()  # all have looked before anybody writes
     main = scene.accelerator.is_main_process
     facts = {"command": context.job_line, "complete": False, **known}
     if main:
@@ -58,9 +59,9 @@ def cache_answers(cfg: DictConfig, context: Context) -> Path:
         write_json(folder / "environment.json", run_environment(context.job_line))
     scene.accelerator.wait_for_everyone()
     _write(folder, definition, guide, scene)
+    row = known.get("row") or _teacher_row(guide, scene).as_dict()  # all ranks measure together
     scene.accelerator.wait_for_everyone()
     if main:
-        row = known.get("row") or _teacher_row(guide, scene).as_dict()
         facts |= {"complete": True, "summary": summary(folder, definition), "row": row}
         write_manifest(folder, definition, facts)
         _tell(folder, definition, facts["summary"], scene)

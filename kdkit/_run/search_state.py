@@ -80,6 +80,7 @@ class State:
         search = {
             "budget": rules.budget,
             "spent": 0.0,
+            "alone": found.baseline.name if found.baseline else None,
             "eta": rules.eta,
             "seed": seed,
             "full_steps": full,

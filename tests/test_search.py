@@ -68,6 +68,7 @@ class World:
         self.trained: list[tuple[str, str, int, int]] = []
         self.fails: Callable[[str, int, Cell], str | None] = lambda stage, steps, cell: None
         self.slower: Callable[[str], float] = lambda stage: 1.0
+        self.quality = quality
         self.tools = search.Tools(
             lambda: self.now, lambda c, _: self.run("trial", c), lambda c, _: self.run("final", c)
         )
@@ -91,7 +92,7 @@ class World:
             kind = "NonFiniteError" if "NaN" in error else "ConfigError"
             failed = {"status": "failed", "error": error, "kind": kind, "metrics": {}, "validation": {}}
             return {**record, **failed, "seconds": None, "wall": seconds + OVERHEAD}
-        value = quality(cell) * (1 - math.exp(-steps / 100)) + 0.001 * cell.seed
+        value = self.quality(cell) * (1 - math.exp(-steps / 100)) + 0.001 * cell.seed
         metrics = {"accuracy": 1 - value, "ece": 0.1} if stage == "final" else {}
         done = {"status": "ok", "error": None, "metrics": metrics, "validation": {"accuracy": value, "nll": 1 - value}}
         times = {"seconds": seconds, "steps": steps, "step_seconds": seconds / steps, "validating": 0.1}
@@ -176,6 +177,26 @@ def test_the_final_has_new_seeds_and_one_look_at_the_test_split(compare: Compare
     assert best_on_test != facts()["search"]["winner"]["name"], (
         "the made-up test split prefers what validation does not"
     )
+
+
+def test_the_student_alone_may_win(compare: Compare, capsys: pytest.CaptureFixture[str]) -> None:
+    world = World()
+    world.quality = lambda cell: 0.9 if list(cell.settings["loss"]) == ["ce"] else 0.5
+    compare(world)
+    assert facts()["search"]["winner"]["name"] == "ce"
+    assert "No candidate was better than the baseline on the validation split." in capsys.readouterr().out
+    assert "loss:\n  ce:" in Path("board/winner/experiment/winner.yaml").read_text()
+
+
+def test_a_search_may_do_without_a_baseline(
+    compare: Compare, found: Candidates, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(search, "find_candidates", lambda cfg, context: replace(found, baseline=None))
+    world = World()
+    compare(world)
+    assert all(name != "ce" for _, name, *_ in world.trained)
+    assert facts()["search"]["winner"]["name"] == "kd temperature=3"
+    assert "No candidate was better" not in capsys.readouterr().out
 
 
 def test_a_budget_that_is_too_short_says_what_would_do(compare: Compare) -> None:
@@ -278,15 +299,24 @@ def test_without_time_for_a_final_the_best_of_the_last_rung_is_named(
     compare: Compare, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world = World()
-    world.slower = lambda stage: 1.0 if len(world.trained) < 13 else 30.0
+    world.slower = lambda stage: 1.0 if len(world.trained) < 12 else 30.0
     compare(world)
     assert not Path("board/results.jsonl").exists()
     winner = facts()["search"]["winner"]
     assert winner["stage"].startswith("rung")
     text = capsys.readouterr().out
-    assert "it was not measured on the test split" in text and "The final has not begun." in text
+    assert "there was no time to compare it with the others in the final" in text and "The final has not begun." in text
     assert "Nothing has been measured on the test split yet." in Path("board/report.md").read_text()
     assert winner["command"].endswith("experiment=winner")
+
+
+def test_nobody_wins_a_final_that_not_all_have_begun(compare: Compare) -> None:
+    world = World()
+    world.slower = lambda stage: 20.0 if stage == "final" else 1.0
+    compare(world)
+    assert {record["method"] for record in read_jsonl("board/results.jsonl")} == {"ce"}
+    winner = facts()["search"]["winner"]
+    assert winner["name"] == "kd temperature=3" and winner["stage"].startswith("rung")
 
 
 @pytest.mark.parametrize("stop", [2, 20])

@@ -60,8 +60,10 @@ def conclude(state: State, found: Candidates, task: Task, trust: list[str]) -> P
 
 
 def _of_final(state: State, results: list[dict[str, Any]], task: Task) -> dict[str, Any] | None:
-    """The best mean over the seeds on the validation split; the baseline may win too."""
+    """The best mean over the seeds on the validation split; the baseline may win too. Nobody wins before all ran."""
     names = (state.final or {}).get("candidates", [])
+    if set(names) - {str(line["method"]) for line in results}:
+        return None
     means = validation_means(results, task.primary, names)
     order = ranked([(means[name][0] if name in means else None, None) for name in names], task.higher_is_better)
     if not means:
@@ -71,7 +73,7 @@ def _of_final(state: State, results: list[dict[str, Any]], task: Task) -> dict[s
 
 
 def _of_rungs(state: State, task: Task) -> dict[str, Any] | None:
-    """Without a final: the best of the last rung in which anybody was trained."""
+    """Without a final that all have begun: the best of the last rung in which anybody was trained."""
     for number in range(len(state.rungs) - 1, -1, -1):
         rung = state.rungs[number]
         order = state.ranking(number, rung["candidates"], task)

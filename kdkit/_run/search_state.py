@@ -77,9 +77,10 @@ class State:
         """
         everyone = [*([found.baseline] if found.baseline else []), *found.tried]
         candidates = {candidate.name: _facts_of(candidate) for candidate in everyone}
-        search = {
+        search: dict[str, Any] = {
             "budget": rules.budget,
             "spent": 0.0,
+            "alone": found.baseline.name if found.baseline else None,
             "eta": rules.eta,
             "seed": seed,
             "full_steps": full,

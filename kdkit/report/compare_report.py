@@ -53,7 +53,7 @@ def write_compare_report(folder: str | Path) -> Path:
     about, results = _read(folder)
     baseline, primary, higher = str(about["baseline"]), str(about["primary"]), bool(about.get("higher_is_better", True))
     begun = any(str(cell["method"]) == baseline for cell in results)
-    rows = summarize(results, baseline, primary, higher) if begun else []
+    rows = summarize(results, baseline, primary, higher) if begun or "search" not in about else []
     said = (sentences(rows) + _missing(about, results) if rows else []) + search_sentences(about, results)
     teacher = _teacher(results)
     section = search_section(about, read_jsonl(folder / "search.jsonl"), results)
@@ -88,11 +88,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             )
     results = [record for record in read_jsonl(folder / "results.jsonl") if "method" in record]
     begun = any(str(cell["method"]) == about["baseline"] for cell in results)
-    if not begun and "search" not in about:
-        missing = f"only {len(results)} of other methods" if results else "none"
+    known = not results or about["baseline"] in (about.get("methods") or {})
+    if not begun and known and "search" not in about:
         raise InputError(
-            f"report: results.jsonl must hold at least one cell of the baseline {about['baseline']!r}, got {missing} "
-            f"in {folder}; wait for the first one, or run the comparison"
+            f"report: results.jsonl must hold at least one cell of the baseline, {about['baseline']}, got none in "
+            f"{folder}; wait for the first one, or run the comparison"
         )
     return about, results
 

@@ -49,15 +49,15 @@ def _winner_sentences(about: Record, search: Record) -> list[str]:
     if winner["stage"] != "final":
         return [
             f"The winner so far is {winner['name']}, by its validation {of.label} of {value} after "
-            f"{winner['steps']:,} of {search['full_steps']:,} steps in {winner['stage']}; it was not measured on the "
-            "test split."
+            f"{winner['steps']:,} of {search['full_steps']:,} steps in {winner['stage']}; there was no time to "
+            "compare it with the others in the final."
         ]
     seeds = f"the mean of {winner['n']} seeds" if winner["n"] > 1 else "one seed"
     said = [
         f"The winner is {winner['name']}, by its validation {of.label} of {value} ({seeds}) in the final; the test "
         "split had no part in any choice."
     ]
-    if winner["name"] == about["baseline"]:
+    if winner["name"] == search["alone"]:
         said.append("No candidate was better than the baseline on the validation split.")
     return said
 

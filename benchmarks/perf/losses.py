@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import datetime
 import gc
 import importlib
 import json
 import math
 import multiprocessing
+import os
+import platform
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -153,6 +157,23 @@ def report(title: str, results: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def _circumstances(options: argparse.Namespace) -> dict[str, Any]:
+    """What was measured, when and where."""
+    told = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in told if line.startswith("model name")]
+    asked = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+"]
+    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "title": " and ".join(options.groups).capitalize(),
+        "command": " ".join([*options.groups, *(["--only", options.only] if options.only else [])]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": commit or "unknown",
+        "torch": torch.__version__,
+        "machine": f"{len(names) or os.cpu_count()} cores, {names[0] if names else platform.machine()}",
+        "threads": options.threads or torch.get_num_threads(),
+    }
+
+
 def main() -> None:
     """Measure the groups that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -169,7 +190,7 @@ def main() -> None:
             if options.only in title:
                 rows += report(title, measure(group, title, options.rounds, options.threads, options.beside))
     if options.json is not None:
-        options.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1))
+        options.json.write_text(json.dumps({**_circumstances(options), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

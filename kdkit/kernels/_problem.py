@@ -138,12 +138,12 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> Any:
         gradients, ctx.gradients = ctx.gradients, None
-        factor = _uniform(upstream, ctx.problem.kept)
+        factor = None if gradients is None else _uniform(upstream, ctx.problem.kept)
         if gradients is None or factor is None:
             _ = ctx.saved_tensors  # raises if one of them was changed in place since
             rows = upstream.index_select(0, ctx.problem.kept) if upstream.ndim else float(upstream)
             gradients = ctx.solver(ctx.problem, ctx.needed, rows * ctx.unit)[2]
-        elif factor != 1.0:
+        elif isinstance(factor, Tensor) or factor != 1.0:
             for each in gradients:
                 if each is not None:
                     each.mul_(factor)
@@ -154,10 +154,11 @@ class _Fused(torch.autograd.Function):
         return *results, None, None, None
 
 
-def _uniform(upstream: Tensor, kept: Tensor) -> float | None:
-    """The one number by which all rows that count are to be multiplied, if there is one."""
+def _uniform(upstream: Tensor, kept: Tensor) -> float | Tensor | None:
+    """The one number by which all rows that count are to be multiplied, if there is one; a 0-d tensor where the host
+    would have to wait for it."""
     if upstream.ndim == 0:
-        return float(upstream)
+        return float(upstream) if upstream.is_cpu else upstream
     rows = upstream.index_select(0, kept)
     if not len(rows):
         return 1.0

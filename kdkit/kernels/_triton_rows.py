@@ -94,6 +94,68 @@ def _terms(log_p, log_q, parameter, KIND: tl.constexpr):
 
 
 @triton.jit
+def _normalisers(
+    s_row,
+    t_row,
+    limit,
+    warmth,
+    cool,
+    s_cap,
+    t_cap,
+    S_CAPPED: tl.constexpr,
+    T_CAPPED: tl.constexpr,
+    HAS_CE: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Log-normalisers of student and teacher at their temperatures, and of the student at 1."""
+    span = tl.arange(0, BLOCK)
+    low = tl.full((), float("-inf"), WIDE)
+    zero = tl.full((), 0.0, WIDE)
+    s_top, t_top, h_top = low, low, low
+    s_total, t_total, h_total = zero, zero, zero
+    for start in range(0, limit, BLOCK):
+        z, _ = _load(s_row, start + span, limit, s_cap, S_CAPPED, WIDE)
+        y, _ = _load(t_row, start + span, limit, t_cap, T_CAPPED, WIDE)
+        s_top, s_total = _fold(s_top, s_total, z * warmth)
+        t_top, t_total = _fold(t_top, t_total, y * cool)
+        if HAS_CE:
+            h_top, h_total = _fold(h_top, h_total, z)
+    return s_top + tl.log(s_total), t_top + tl.log(t_total), h_top + tl.log(h_total)
+
+
+@triton.jit
+def _sums(
+    s_row,
+    t_row,
+    limit,
+    warmth,
+    cool,
+    s_norm,
+    t_norm,
+    s_cap,
+    t_cap,
+    parameter,
+    KIND: tl.constexpr,
+    S_CAPPED: tl.constexpr,
+    T_CAPPED: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sums of values and of derivatives of a row."""
+    span = tl.arange(0, BLOCK)
+    value = tl.full((), 0.0, WIDE)
+    whole = tl.full((), 0.0, WIDE)
+    for start in range(0, limit, BLOCK):
+        z, _ = _load(s_row, start + span, limit, s_cap, S_CAPPED, WIDE)
+        y, _ = _load(t_row, start + span, limit, t_cap, T_CAPPED, WIDE)
+        v, w = _terms(y * cool - t_norm, z * warmth - s_norm, parameter, KIND)
+        value += tl.sum(v, axis=0)
+        whole += tl.sum(w, axis=0)
+    return value, whole
+
+
+@triton.jit
 def _rows(
     student,
     teacher,
@@ -106,17 +168,17 @@ def _rows(
     teacher_stride,
     out_stride,
     entries,
-    student_warmth,
-    teacher_warmth,
-    student_cap,
-    teacher_cap,
+    warmth,
+    cool,
+    s_cap,
+    t_cap,
     share,
     ce_share,
     parameter,
     KIND: tl.constexpr,
     HAS_CE: tl.constexpr,
-    STUDENT_CAPPED: tl.constexpr,
-    TEACHER_CAPPED: tl.constexpr,
+    S_CAPPED: tl.constexpr,
+    T_CAPPED: tl.constexpr,
     LEARNING: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -128,46 +190,56 @@ def _rows(
     weight = tl.load(weights + row).to(WIDE)
     limit = tl.where(weight != 0, entries, 0)  # a row that does not count may hold anything
     span = tl.arange(0, BLOCK)
-    low = tl.full((), float("-inf"), WIDE)
-    s_top, t_top, h_top = low, low, low
-    s_total, t_total, h_total = tl.full((), 0.0, WIDE), tl.full((), 0.0, WIDE), tl.full((), 0.0, WIDE)
-    for start in range(0, limit, BLOCK):
-        z, _ = _load(s_row, start + span, entries, student_cap, STUDENT_CAPPED, WIDE)
-        y, _ = _load(t_row, start + span, entries, teacher_cap, TEACHER_CAPPED, WIDE)
-        s_top, s_total = _fold(s_top, s_total, z * student_warmth)
-        t_top, t_total = _fold(t_top, t_total, y * teacher_warmth)
-        if HAS_CE:
-            h_top, h_total = _fold(h_top, h_total, z)
-    s_norm = s_top + tl.log(s_total)
-    t_norm = t_top + tl.log(t_total)
+    s_norm, t_norm, h_norm = _normalisers(
+        s_row,
+        t_row,
+        limit,
+        warmth,
+        cool,
+        s_cap,
+        t_cap,
+        S_CAPPED,
+        T_CAPPED,
+        HAS_CE,
+        WIDE,
+        BLOCK,
+    )
     value = tl.full((), 0.0, WIDE)
     whole = tl.full((), -1.0, WIDE)
     label = tl.full((), -1, tl.int64)
-    h_norm = tl.full((), 0.0, WIDE)
     if HAS_CE:
         label = tl.load(labels + row)
-        h_norm = h_top + tl.log(h_total)
-        own, _ = _load(s_row, label + tl.arange(0, 1), entries, student_cap, STUDENT_CAPPED, WIDE)
+        own, _ = _load(s_row, label + tl.arange(0, 1), entries, s_cap, S_CAPPED, WIDE)
         tl.store(ce_values + row, tl.where(weight != 0, h_norm - tl.sum(own, axis=0), 0.0))
     if KIND != 0:
-        whole = tl.full((), 0.0, WIDE)
-        for start in range(0, limit, BLOCK):
-            z, _ = _load(s_row, start + span, entries, student_cap, STUDENT_CAPPED, WIDE)
-            y, _ = _load(t_row, start + span, entries, teacher_cap, TEACHER_CAPPED, WIDE)
-            v, w = _terms(y * teacher_warmth - t_norm, z * student_warmth - s_norm, parameter, KIND)
-            value += tl.sum(v, axis=0)
-            whole += tl.sum(w, axis=0)
+        value, whole = _sums(
+            s_row,
+            t_row,
+            limit,
+            warmth,
+            cool,
+            s_norm,
+            t_norm,
+            s_cap,
+            t_cap,
+            parameter,
+            KIND,
+            S_CAPPED,
+            T_CAPPED,
+            WIDE,
+            BLOCK,
+        )
     if LEARNING or KIND == 0:
         for start in range(0, limit, BLOCK):
             columns = start + span
-            z, chain = _load(s_row, columns, entries, student_cap, STUDENT_CAPPED, WIDE)
-            y, _ = _load(t_row, columns, entries, teacher_cap, TEACHER_CAPPED, WIDE)
-            log_q = z * student_warmth - s_norm
-            v, w = _terms(y * teacher_warmth - t_norm, log_q, parameter, KIND)
+            z, chain = _load(s_row, columns, entries, s_cap, S_CAPPED, WIDE)
+            y, _ = _load(t_row, columns, entries, t_cap, T_CAPPED, WIDE)
+            log_q = z * warmth - s_norm
+            v, w = _terms(y * cool - t_norm, log_q, parameter, KIND)
             if KIND == 0:
                 value += tl.sum(v, axis=0)
             if LEARNING:
-                slope = (w - tl.exp(log_q) * whole) * (share * student_warmth)
+                slope = (w - tl.exp(log_q) * whole) * (share * warmth)
                 if HAS_CE:
                     hit = tl.where(columns == label, 1.0, 0.0)
                     slope += (tl.exp(z - h_norm) - hit) * ce_share
@@ -222,8 +294,8 @@ def launch(
         parameter,
         KIND=KINDS[name],
         HAS_CE=labels is not None,
-        STUDENT_CAPPED=caps[0] is not None,
-        TEACHER_CAPPED=caps[1] is not None,
+        S_CAPPED=caps[0] is not None,
+        T_CAPPED=caps[1] is not None,
         LEARNING=learning,
         WIDE=wide,
         BLOCK=block,

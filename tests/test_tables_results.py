@@ -13,7 +13,7 @@ import yaml
 
 from benchmarks.tables._cells import ALONE, Plan, make_plan, outline
 from benchmarks.tables._claims import claim_cells, counts, findings
-from benchmarks.tables._facts import read_facts, session, shown, told
+from benchmarks.tables._facts import read_facts, session, shown, told, unfinished
 from benchmarks.tables._pictures import _limits
 from benchmarks.tables._published import PAGE, PUBLISHED, published, read_results, results_page, whole
 from benchmarks.tables._run import CONTEXT, run_smoke, small, train_teachers
@@ -169,6 +169,9 @@ def test_sessions_are_written_down(tmp_path: Path) -> None:
     assert "2 cells at a time with 1 thread each" in lines["hardware"] and "in 2 sessions" in lines["wall time"]
     assert f"{first['cpus']} cores" in lines["hardware"] and "torch" in lines["versions"]
     assert told({}) == []
+    done = [{"pair": "p", "method": "m", "seed": seed, "status": "ok"} for seed in (0, 1, 1)]
+    assert unfinished(facts, done).startswith("Unfinished: 2 of 3 cells")
+    assert unfinished(facts, [*done, {**done[0], "seed": 2}]) == "" == unfinished({}, [])
 
 
 # ---- shared beginnings ---------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ import yaml
 
 from benchmarks.tables._cells import ALONE, Plan, make_plan, outline
 from benchmarks.tables._claims import claim_cells, counts, findings
-from benchmarks.tables._facts import read_facts, session, shown, told
+from benchmarks.tables._data import Watched
+from benchmarks.tables._facts import read_facts, session, shown, told, unfinished
 from benchmarks.tables._pictures import _limits
 from benchmarks.tables._published import PAGE, PUBLISHED, published, read_results, results_page, whole
-from benchmarks.tables._run import CONTEXT, run_smoke, small, train_teachers
+from benchmarks.tables._run import CONTEXT, _best, run_smoke, small, train_teachers
 from benchmarks.tables._table import HERE, load
 from benchmarks.tables._write import markdown
 from kdkit.engine.distiller import Distiller
@@ -169,6 +171,22 @@ def test_sessions_are_written_down(tmp_path: Path) -> None:
     assert "2 cells at a time with 1 thread each" in lines["hardware"] and "in 2 sessions" in lines["wall time"]
     assert f"{first['cpus']} cores" in lines["hardware"] and "torch" in lines["versions"]
     assert told({}) == []
+    done = [{"pair": "p", "method": "m", "seed": seed, "status": "ok"} for seed in (0, 1, 1)]
+    assert unfinished(facts, done).startswith("Unfinished: 2 of 3 cells")
+    assert unfinished(facts, [*done, {**done[0], "seed": 2}]) == "" == unfinished({}, [])
+
+
+def test_the_best_epoch_is_one_on_the_test_split(tmp_path: Path) -> None:
+    task = SimpleNamespace(primary="accuracy", higher_is_better=True)
+    seen = [
+        {"split": "val", "epoch": epoch, "metrics": {"accuracy": value}}
+        for epoch, value in ((1, 0.5), (2, 0.7), (3, 0.6))
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in seen))
+    own = SimpleNamespace(name="mine", spec=None, views=1)
+    scenes: list[Any] = [SimpleNamespace(task=task, data=data) for data in (Watched(own), own)]  # type: ignore[arg-type]
+    assert _best(tmp_path, {"accuracy": 0.6}, scenes[0]) == {"value": 0.7, "epoch": 2}
+    assert _best(tmp_path, {"accuracy": 0.6}, scenes[1]) == {"value": 0.6, "epoch": None}  # those were of another split
 
 
 # ---- shared beginnings ---------------------------------------------------------------------------------------------

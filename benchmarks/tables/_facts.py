@@ -17,7 +17,7 @@ from kdkit._files import write_json
 from kdkit._run.folder import run_environment
 from kdkit.report._format import seconds_text
 
-__all__ = ["read_facts", "session", "shown", "told"]
+__all__ = ["read_facts", "session", "shown", "told", "unfinished"]
 
 _FILE = "table.json"
 _PLACES = ("out", "data_dir", "data.root")
@@ -130,6 +130,17 @@ def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("versions", _different(versions)),
         ("wall time", time_text),
     ]
+
+
+def unfinished(facts: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence where the largest session was stopped before its end; else nothing."""
+    planned = max((each["cells"] for each in facts.get("sessions", [])), default=0)
+    done = len({(each["pair"], each["method"], each["seed"]) for each in records if each["status"] == "ok"})
+    if done >= planned:
+        return ""
+    return (
+        f"Unfinished: {done} of {planned} cells have been run. n says how many seeds a row has; too few show nothing."
+    )
 
 
 def _hardware(facts: Mapping[str, Any]) -> str:

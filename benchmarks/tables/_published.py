@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.tables._cells import Plan, outline
 from benchmarks.tables._claims import CLAIM_HEADER, claim_cells, counts, findings
-from benchmarks.tables._facts import read_facts, told
+from benchmarks.tables._facts import read_facts, told, unfinished
 from benchmarks.tables._summary import summarise
 from benchmarks.tables._table import Table, load
 from benchmarks.tables._write import HEADER, TEMPLATES, cells, columns, headline
@@ -74,6 +74,7 @@ def _entry(table: Table, folder: Path) -> dict[str, Any]:
         "title": table.title,
         "question": table.question,
         "headline": headline(every, of),
+        "rest": unfinished(facts, records),
         "notes": table.notes,
         "metric": of.label + (", %" if of.share else ""),
         "header": [HEADER[place] for place in kept],

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.tables._data import made_up_scene, real_scene
+from benchmarks.tables._data import Watched, made_up_scene, real_scene
 from kdkit._config.context import Context
 from kdkit._config.recipes import recipes_dir
 from kdkit._files import append_jsonl, read_jsonl, sha256_json
@@ -88,7 +88,7 @@ def _train(cell: Cell, context: Context, make: Callable[[DictConfig], Scene], sa
         metrics = rows[-1].metrics
     return {
         "metrics": {name: _short(value) for name, value in metrics.items()},
-        "best": _best(folder, metrics, scene.task.primary, scene.task.higher_is_better),
+        "best": _best(folder, metrics, scene),
         "seconds": _short(distilled.fit.seconds),
         "parameters": rows[-1].parameters,
     }
@@ -99,16 +99,20 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _best(folder: Path, last: dict[str, float], primary: str, higher_is_better: bool) -> dict[str, Any]:
-    """The best value of the primary metric after any epoch, and which one: what the literature may report."""
+def _best(folder: Path, last: dict[str, float], scene: Scene) -> dict[str, Any]:
+    """The best value of the primary metric on the test split after any epoch: what the literature may report.
+
+    Data with a validation split of their own are evaluated on that on the way; there the last value is the only one.
+    """
+    primary = scene.task.primary
     seen = [
         (line["metrics"][primary], line["epoch"])
-        for line in read_jsonl(folder / "metrics.jsonl")
+        for line in (read_jsonl(folder / "metrics.jsonl") if isinstance(scene.data, Watched) else [])
         if line.get("split") == "val" and line.get("network", "student") == "student" and primary in line["metrics"]
     ]
     if not seen:
         return {"value": _short(last[primary]), "epoch": None}
-    value, epoch = (max if higher_is_better else min)(seen, key=lambda point: float(point[0]))
+    value, epoch = (max if scene.task.higher_is_better else min)(seen, key=lambda point: float(point[0]))
     return {"value": _short(value), "epoch": epoch}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.tables._cells import Plan
 from benchmarks.tables._claims import CLAIM_HEADER, Finding, claim_cells, counts, findings
-from benchmarks.tables._facts import read_facts, told
+from benchmarks.tables._facts import read_facts, told, unfinished
 from benchmarks.tables._pictures import pictures
 from benchmarks.tables._summary import Line, summarise
 from kdkit._files import write_atomic
@@ -55,7 +55,7 @@ def write_all(
         pair: pictures(pair.replace("/", "--").replace(" ", "-"), rows, metric(plan.table.metric))
         for pair, rows in lines.items()
     }
-    content = _content(plan, lines, findings(plan, records), read_facts(folder), drawn)
+    content = _content(plan, lines, findings(plan, records), _with_rest(read_facts(folder), records), drawn)
     write_atomic(folder / "table.csv", _csv(lines))
     write_atomic(folder / "table.tex", _latex(plan, lines))
     every = [picture for each in drawn.values() for picture in each]
@@ -66,8 +66,13 @@ def markdown(
     plan: Plan, records: Sequence[Mapping[str, Any]], teachers: Sequence[Mapping[str, Any]], folder: Path
 ) -> str:
     """The text of ``table.md`` alone, without drawing anything."""
-    content = _content(plan, summarise(plan, records, teachers), findings(plan, records), read_facts(folder), {})
+    facts = _with_rest(read_facts(folder), records)
+    content = _content(plan, summarise(plan, records, teachers), findings(plan, records), facts, {})
     return render_markdown("table", content, TEMPLATES)
+
+
+def _with_rest(facts: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {**facts, "rest": unfinished(facts, records)}
 
 
 def _content(
@@ -96,7 +101,7 @@ def _content(
         ],
         "question": table.question,
         "headline": headline(every, of),
-        "notes": [*_notes(plan), *table.notes],
+        "notes": [*([facts["rest"]] if facts["rest"] else []), *_notes(plan), *table.notes],
         "header": [{"text": HEADER[place], "kind": _KIND.get(HEADER[place], "")} for place in kept],
         "blocks": blocks,
         "claims": [claim_cells(each) for each in tested],

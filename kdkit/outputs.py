@@ -37,6 +37,25 @@ class SparseLogits:
         """Whether every class is known."""
         return self.ids.shape[-1] == self.classes
 
+    def at(self, temperature: float | Tensor) -> SparseLogits:
+        """The same law at another temperature.
+
+        Raises:
+            ValueError: unless it is the same temperature, or every class is known: what the others have together does
+                not tell how they would share it.
+        """
+        if not isinstance(temperature, Tensor) and temperature == self.temperature:
+            return self
+        if not self.complete:
+            raise ValueError(
+                f"SparseLogits.at: temperature must be {self.temperature:g}, at which {self.ids.shape[-1]} of "
+                f"{self.classes} classes are known, got {temperature}; know all of them, or keep that temperature"
+            )
+        cool = temperature.unsqueeze(-1) if isinstance(temperature, Tensor) and temperature.ndim else temperature
+        number = float(temperature) if not isinstance(temperature, Tensor) or not temperature.ndim else math.nan
+        logits = self.log_probs * (self.temperature / cool)
+        return SparseLogits(self.ids, logits.log_softmax(dim=-1), self.rest, self.classes, number)
+
     def dense(self) -> Tensor:
         r"""Logits ``[..., C]`` of this law, the rest spread evenly: their softmax at :attr:`temperature` gives the
         known classes what they have and every other one :math:`e^{rest} / (C - k)`."""

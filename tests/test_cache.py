@@ -119,6 +119,9 @@ def test_what_does_not_belong_together_is_refused_with_what_differs(capsys: pyte
         ([*cached, "data.context=32"], "(data.context: 64 there, 32 here)"),
         ([*cached, "data.vocab_size=310"], "(data.vocab_size: 300 there, 310 here)"),
         ([*cached, "loss.kl.temperature=2"], "make another cache with cache.temperature=2"),
+        ([*cached, "loss=[ce,ttm]"], "loss.ttm softens the teacher at temperature 10.0"),
+        ([*cached, "loss=[ce,logit_mse]"], "loss.logit_mse compares the logits themselves"),
+        ([*cached, "+chain.link={}"], "chain trains several students from a teacher in memory"),
         ([*cached, "loss=[ce,hidden_mse]"], "reads features or weights of the teacher, and teacher=cached has its"),
         (
             [*cached, "loss=[ce,kl]", "+teacher_loss.ce._target_=kdkit.losses.CELoss", "+teacher_weights.ce=1"],

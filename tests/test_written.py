@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -72,11 +73,30 @@ def test_a_stopped_run_goes_on_as_it_would_have(monkeypatch: pytest.MonkeyPatch)
         assert line["terms"]["js"] > 0
 
 
+@pytest.mark.slow
+def test_the_teachers_words_teach_without_any_other_term_and_spare_the_baseline() -> None:
+    seqkd = [*TINY, "strategy=seqkd", "strategy.prompt_tokens=40", "engine.max_steps=2"]
+    assert main(["distill", *seqkd, "loss=[ce]", "run_dir=words"]) == 0
+    lines = [line for line in read_jsonl("words/metrics.jsonl") if line["event"] == "train"]
+    assert all(line["written"] == 1 and line["terms"]["ce"] > 0 for line in lines)
+    board = [word for word in [*TINY, "engine.max_steps=2"] if not word.startswith("loss=")]
+    assert main(["compare", *board, "losses=[ce,js]", "seeds=1", "workers=1", "run_dir=board"]) == 0
+    written = {
+        method: [
+            line.get("written") for line in read_jsonl(f"board/cells/{method}-s0/metrics.jsonl") if "terms" in line
+        ]
+        for method in ("ce", "js")
+    }
+    assert written["ce"] == [None, None] and None not in written["js"]
+    assert "ce on the data's own text" in " ".join(json.loads(Path("board/compare.json").read_text())["notes"])
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["distill", *CACHED], "that teacher=cached was never asked about"),
         (["distill", *TINY, "strategy=seqkd", "teacher.ensemble=2"], "needs one teacher that does not learn"),
+        (["distill", *TINY, "loss=[ce]"], "no loss learns from a teacher; add one, like 'loss=[ce,js]'"),
         (["distill", *TINY, "loss=[ce,crd]"], "loss.crd remembers each sample of the data"),
         (["distill", *TINY, "strategy.shar=0.1"], "did you mean 'share'"),
         (["train", "experiment=stdlib_lm", "strategy=on_policy"], "kdkit train has no teacher"),

@@ -116,7 +116,7 @@ def _before(composer: Composer, context: Context, flags: argparse.Namespace) -> 
             job = replace(context, overrides=tuple(texts(config.hydra.overrides.task)))
             prepare(without_hydra(config), job)
             if context.command == "compare":
-                (find_candidates if config.budget else method_configs)(config, job)
+                (find_candidates if config.budget is not None else method_configs)(config, job)
 
 
 def _check_package(package: str, config: DictConfig) -> None:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
+from kdkit._config.build import instantiate
 from kdkit._config.check import prepare
-from kdkit._config.compose import Composer
+from kdkit._config.compose import Composer, unlocked
 from kdkit._config.context import Context
 from kdkit.errors import ConfigError, did_you_mean
 
@@ -48,7 +49,7 @@ def methods(cfg: DictConfig, options: Sequence[str]) -> dict[str, list[str]]:
     """
     names = cfg.losses
     if names is None:
-        names = list(dict.fromkeys([*cfg.search.loss, *cfg.search.weights])) if cfg.budget else list(_USUAL)
+        names = list(dict.fromkeys([*cfg.search.loss, *cfg.search.weights])) if cfg.budget is not None else list(_USUAL)
     if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"losses must be a list of loss recipes, like 'losses=[ce,kd,kd+nd]', got {names!r}")
     names = list(dict.fromkeys([*([cfg.baseline] if cfg.baseline else []), *names]))
@@ -101,12 +102,24 @@ def method_configs(cfg: DictConfig, context: Context, left_out: dict[str, str] |
         own = [str(override.input_line) for override in special if _belongs(override, chosen)]
         part = replace(context, command="distill", overrides=(*overrides, *own))
         try:
-            configs[name] = prepare(composer.compose(context.config_name, part.overrides) if own else chosen, part)
+            chosen = composer.compose(context.config_name, part.overrides) if own else chosen
+            configs[name] = prepare(_on_the_data(chosen), part)
         except ConfigError as error:
             if left_out is None or name == baseline_name(cfg):
                 raise ConfigError(f"method {name!r}: {error}") from error
             left_out[name] = str(error)
     return configs
+
+
+def _on_the_data(chosen: DictConfig) -> DictConfig:
+    """The settings; without a strategy where no loss learns from a teacher, so that such a student is one alone."""
+    if chosen.get("strategy") is None:
+        return chosen
+    losses = [instantiate(block, where=f"loss.{name}") for name, block in chosen.loss.items() if "_target_" in block]
+    if not any(loss.needs_teacher for loss in losses):
+        with unlocked(chosen):
+            chosen.strategy = None
+    return chosen
 
 
 def _belongs(override: Override, chosen: DictConfig) -> bool:

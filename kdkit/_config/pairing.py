@@ -75,6 +75,11 @@ def check_losses(settings: Mapping[str, Any]) -> None:
             "student.classifier takes the teacher's, and teacher.ema makes the teacher an average of the student; "
             "leave one of the two out"
         )
+    if settings.get("chain") and (settings.get("teacher") or {}).get("cached") is not None:
+        raise ConfigError(
+            "chain trains several students from a teacher in memory, and teacher.cached has its answers only; leave "
+            "one of the two out"
+        )
     if settings["teacher_loss"] and settings["teacher"].get("cached") is not None:
         raise ConfigError(
             f"teacher_loss={list(settings['teacher_loss'])} lets the teacher learn, and teacher.cached has its answers "
@@ -99,15 +104,20 @@ def _check_strategy(settings: Mapping[str, Any]) -> None:
             "strategy has texts written that teacher=cached was never asked about; choose a teacher in memory, or "
             "strategy=null"
         )
-    if settings["strategy"].get("writer") == "teacher" and (
-        not teacher or teacher.get("members") or (teacher.get("ensemble") or 1) > 1 or settings["teacher_loss"]
-    ):
+    built = {name: instantiate(block, where=f"loss.{name}") for name, block in settings["loss"].items()}
+    if settings["strategy"].get("writer") == "student" and not any(loss.needs_teacher for loss in built.values()):
+        raise ConfigError(
+            "strategy.writer=student has no labels for what the student writes, and no loss learns from a teacher; add "
+            "one, like 'loss=[ce,js]', or set strategy=null"
+        )
+    alone = not teacher or teacher.get("members") or (teacher.get("ensemble") or 1) > 1
+    if settings["strategy"].get("writer") == "teacher" and (alone or teacher.get("ema") or settings["teacher_loss"]):
         raise ConfigError(
             "strategy.writer=teacher needs one teacher that does not learn; choose it with teacher=…, or set "
             "strategy.writer=student"
         )
-    for name, block in settings["loss"].items():
-        if instantiate(block, where=f"loss.{name}").needs_index:
+    for name, loss in built.items():
+        if loss.needs_index:
             raise ConfigError(
                 f"loss.{name} remembers each sample of the data, and strategy replaces them; leave one of the two out"
             )

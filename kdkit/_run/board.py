@@ -183,6 +183,13 @@ def _notes(cells: Sequence[Cell], data: dict[str, Any]) -> list[str]:
         f"Every method trains the same student, {network_name(cfg.student)}, on the same batches for the same "
         "number of steps; only the objective differs."
     ]
+    alone = sorted({cell.method for cell in cells if cell.settings.get("strategy") is None})
+    if any(cell.settings.get("strategy") for cell in cells):
+        others = f"; {' and '.join(alone)} on the data's own text" if alone else ""
+        notes[0] = (
+            f"Every method trains the same student, {network_name(cfg.student)}, for the same number of steps, on text "
+            f"that is written while training in a share of the batches{others}."
+        )
     online = sorted({cell.method for cell in cells if cell.settings.get("teacher_loss")})
     if online:
         notes.append(f"{' and '.join(online)}: online, with an untrained teacher that learns beside the student.")

@@ -18,7 +18,6 @@ from kdkit._run.teacher import Guide, provide_teacher
 from kdkit.data._base import ImageSpec
 from kdkit.engine.callbacks import make_progress
 from kdkit.errors import ConfigError
-from kdkit.losses._base import DistillationLoss
 from kdkit.objective import Objective
 
 if TYPE_CHECKING:
@@ -72,6 +71,8 @@ def _check(cfg: DictConfig) -> None:
     block = cfg.cache
     for key, least in (("k", 1), ("shard_samples", 1)):
         value = block[key]
+        if key == "k" and value is None:
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"cache.{key} must be a whole number of at least {least}, got {value!r}")
     temperature = block.temperature
@@ -104,7 +105,7 @@ def _definition(cfg: DictConfig, scene: Scene, guide: Guide, name: str) -> Defin
     probe = guide.teacher(scene.probe_batch())
     scene.task.check_outputs(probe, None, scene.probe_batch())
     classes = probe.logits.shape[-1]
-    k = int(cfg.cache.k)
+    k = min(64, classes) if cfg.cache.k is None else int(cfg.cache.k)
     if k > classes:
         what = "classes" if isinstance(spec, ImageSpec) else "entries of the vocabulary"
         raise ConfigError(f"cache.k must be at most the {classes} {what}, got {k}; set cache.k={classes} to keep all")
@@ -202,30 +203,22 @@ def provide_cached(cfg: DictConfig, scene: Scene, objective: Objective) -> Guide
     definition = teacher.definition
     guided = [(name, loss) for name, loss in objective if loss.needs_teacher]
     for name, loss in guided:
-        asked = _temperatures(loss)
+        if loss.needs_scores:
+            raise ConfigError(
+                f"loss.{name} compares the logits themselves, and the cache {teacher.folder} holds probabilities, "
+                "which do not tell them; choose a divergence, or the teacher itself"
+            )
+        asked = loss.teacher_temperatures()
         other = [value for value in asked if isinstance(value, torch.Tensor) or value != definition.temperature]
         if definition.k < definition.classes and other:
             raise ConfigError(
                 f"loss.{name} softens the teacher at temperature {other[0]} and the cache {teacher.folder} was made at "
                 f"{definition.temperature:g}, which does not tell how the {definition.classes - definition.k:,} "
-                f"entries that were not kept would look; set loss.{name}.temperature={definition.temperature:g}, or "
-                f"make another cache with cache.temperature={other[0]}"
+                f"entries that were not kept would look; let it soften at {definition.temperature:g}, or make another "
+                f"cache with cache.temperature={other[0]}"
             )
     teacher.dense = any(not loss.reads_sparse for _, loss in guided)
     return Guide(teacher)
-
-
-def _temperatures(loss: DistillationLoss) -> list[Any]:
-    """What a loss may divide the teacher's logits by, as its options say."""
-    found: list[Any] = []
-    for name, value in vars(loss).items():
-        if "temperature" not in name or value is None:
-            continue
-        if name == "temperature" and isinstance(value, tuple | list):
-            value = value[-1]  # a pair: the student's, the teacher's
-        several = value if isinstance(value, tuple | list) else [value]
-        found += [each.item() if isinstance(each, torch.Tensor) and each.numel() == 1 else each for each in several]
-    return found or [1.0]
 
 
 def cached_row(teacher: CachedTeacher) -> Row | None:
@@ -234,5 +227,9 @@ def cached_row(teacher: CachedTeacher) -> Row | None:
     if row is None:
         return None
     kept = teacher.definition
-    origin = f"answers out of the cache {teacher.folder} ({kept.k} of {kept.classes:,} entries); there: {row['origin']}"
-    return Row(**{**row, "origin": origin})
+    there = row.get("origin", "unknown")
+    origin = f"answers out of the cache {teacher.folder} ({kept.k} of {kept.classes:,} entries); there: {there}"
+    try:
+        return Row(**{**row, "origin": origin})
+    except TypeError:  # a manifest that somebody edited must not cost a finished training
+        return None

@@ -48,7 +48,7 @@ def compare(cfg: DictConfig, context: Context) -> Path:
     if PartialState(cpu=on_cpu(cfg.engine)).num_processes > 1:
         raise ConfigError("kdkit compare starts its own processes; call it without torchrun or accelerate launch")
     cfg, context = as_started(cfg, context)
-    if cfg.budget:
+    if cfg.budget is not None:
         from kdkit._run.search import find_best
 
         return find_best(cfg, context)

@@ -94,6 +94,7 @@ def distill_networks(session: Session) -> Distilled:
     check_views(objective, scene.data)
     strategy: Strategy | None = instantiate(cfg.strategy, scene.task, where="strategy")
     guided = bool(objective.needs("teacher")) or bool(cfg.teacher_loss)
+    guided = guided or (strategy is not None and strategy.needs_teacher)
     if guided and not cfg.chain:
         from kdkit._run.rehearsal import rehearse
 

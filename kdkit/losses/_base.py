@@ -103,6 +103,9 @@ class DistillationLoss(nn.Module):
     late_buffers: ClassVar[tuple[str, ...]] = ()
     """Buffers that :meth:`prepare` fills: registered empty, and loadable from a checkpoint before it was called."""
 
+    needs_scores: bool = False
+    """Whether a number added to all of the teacher's logits changes the value: a law alone does not tell it."""
+
     reads_sparse: ClassVar[bool] = False
     """Whether ``compute`` reads ``out.teacher.sparse`` where there is one, and then never the teacher's logits."""
 
@@ -114,6 +117,18 @@ class DistillationLoss(nn.Module):
     def pairs(self) -> tuple[str, ...]:
         """Names of the feature pairs that this loss reads."""
         return ()
+
+    def teacher_temperatures(self) -> list[Any]:
+        """What :meth:`compute` may divide the teacher's logits by, as the options say; 1 where they say nothing."""
+        found: list[Any] = []
+        for name, value in vars(self).items():
+            if "temperature" not in name or value is None:
+                continue
+            if name == "temperature" and isinstance(value, tuple | list):
+                value = value[-1]  # a pair: the student's, the teacher's
+            several = value if isinstance(value, tuple | list) else [value]
+            found += [each.item() if isinstance(each, Tensor) and each.numel() == 1 else each for each in several]
+        return found or [1.0]
 
     def prepare(self, probe: Probe) -> None:
         """Called once before training, on every rank alike; size modules and fill buffers here."""

@@ -83,7 +83,8 @@ def fused_linear_divergence(
         temperature: positive, or a pair (student, teacher).
         weight: of the divergence, at least 0; 0 leaves it out.
         ce_weight: of the cross-entropy, at least 0; above 0 it needs ``labels``.
-        student_bias, teacher_bias: ``[V]``.
+        student_bias: ``[V]``.
+        teacher_bias: ``[V]``.
         softcap: soft cap of the logits (Gemma 2: 30), a number, ``None``, or a pair.
         logit_scale: factor of the logits (Cohere: 0.0625), or a pair.
         vocabulary: entries that exist on both sides. "same" refuses heads of different sizes; "shared" takes as many

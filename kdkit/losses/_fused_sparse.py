@@ -41,9 +41,12 @@ def fused_topk_divergence(
     Args:
         student_hidden: float ``[..., H]``.
         student_head: float ``[V, H]``.
-        teacher_log_probs, teacher_index: ``[..., k]``, as :func:`~kdkit.losses.topk_divergence` takes them.
+        teacher_log_probs: ``[..., k]``, as :func:`~kdkit.losses.topk_divergence` takes them.
+        teacher_index: int64 ``[..., k]``, likewise.
         labels: int64 ``[...]``, aligned with the rows; positions with ``ignore_index`` count as masked.
-        rest, divergence, parameter: as there.
+        rest: as there.
+        divergence: as there.
+        parameter: as there.
         options: ``temperature`` (1.0, of the student), ``weight`` (1.0) and ``ce_weight`` (0.0), ``student_bias``,
             ``softcap``, ``logit_scale``, ``ignore_index``, ``mask``, ``reduction``, ``chunk_size`` and ``parts`` as for
             :func:`~kdkit.losses.fused_linear_divergence`.

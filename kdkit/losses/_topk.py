@@ -99,7 +99,8 @@ def topk_divergence(
             up to a constant per row (logits will do). -inf counts as no entry.
         teacher_index: int64 ``[..., k]``, without repetition in a row.
         rest: what becomes of the other entries.
-        divergence, parameter: as ``f`` and ``parameter`` of :func:`~kdkit.losses.f_divergence_loss`; "none" takes "kl".
+        divergence: as ``f`` of :func:`~kdkit.losses.f_divergence_loss`; "none" takes "kl".
+        parameter: as there.
         temperature: of the student; the teacher's has entered its log-probabilities.
         mask: bool ``[...]``, true where a position counts.
         reduction: "mean" over the positions that count, "sum", or "none".

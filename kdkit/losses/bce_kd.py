@@ -117,6 +117,7 @@ class BCEKDLoss(LogitLoss):
     ) -> None:
         super().__init__(reduction)
         self.target = check_choice("BCEKDLoss", "target", target, ("softmax", "sigmoid"))
+        self.needs_scores = target == "sigmoid"
         self.subtract_entropy = subtract_entropy
         self.class_reduction = check_choice("BCEKDLoss", "class_reduction", class_reduction, ("sum", "mean"))
         self.temperature = check_temperature("BCEKDLoss", temperature)

@@ -81,6 +81,7 @@ class CosineLogitsLoss(LogitLoss):
         reduction: what ``forward`` returns: "mean" over the positions that count, "sum", or "none".
     """
 
+    needs_scores = True
     reference = "after Huang et al. 2022 (DIST), arXiv:2205.10536"
 
     def __init__(

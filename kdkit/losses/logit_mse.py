@@ -82,6 +82,7 @@ class LogitMSELoss(LogitLoss):
         reduction: what ``forward`` returns: "mean" over the positions that count, "sum", or "none".
     """
 
+    needs_scores = True
     reference = "Kim et al. 2021, arXiv:2105.08919; Ba & Caruana 2014, arXiv:1312.6184"
 
     def __init__(

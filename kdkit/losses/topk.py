@@ -57,7 +57,8 @@ def topk_loss(
         teacher_logits: the same shape; no gradient flows to it.
         k: entries, at least 1; all of them where there are fewer.
         rest: "bucket", "renormalise", "teacher" or "none".
-        divergence, parameter: as ``f`` and ``parameter`` of :func:`~kdkit.losses.f_divergence_loss`; "none" takes "kl".
+        divergence: as ``f`` of :func:`~kdkit.losses.f_divergence_loss`; "none" takes "kl".
+        parameter: as there.
         temperature: positive; a number, a tensor that is 0-d or has one entry per position, or a pair (student,
             teacher) of these.
         mask: bool, true where a position counts.
@@ -137,6 +138,6 @@ class TopKLoss(LogitLoss):
         if sparse is None:
             return super().compute(out)
         own = self.options("rest", "divergence", "parameter", "temperature", mask=out.mask, reduction="none")
-        if isinstance(own["temperature"], tuple):
-            own["temperature"] = own["temperature"][0]
+        pair = own["temperature"] if isinstance(own["temperature"], tuple) else (own["temperature"],) * 2
+        own["temperature"], sparse = pair[0], sparse.at(pair[1])
         return topk_divergence(out.student.logits, sparse.log_probs[..., : self.k], sparse.ids[..., : self.k], **own)

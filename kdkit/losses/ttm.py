@@ -79,5 +79,8 @@ class TTMLoss(LogitLoss):
         self.gamma = check_option("TTMLoss", "gamma", gamma, check_positive)
         self.weighted = weighted
 
+    def teacher_temperatures(self) -> list[Any]:
+        return [1 / self.gamma]
+
     def loss(self, *tensors: Tensor, **options: Any) -> Tensor:
         return ttm_loss(*tensors, **self.options("gamma", "weighted", **options))

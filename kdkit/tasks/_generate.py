@@ -60,12 +60,16 @@ def _plainly(module: Any) -> Iterator[None]:
     """Without what a pretrained network's own generation settings would add: penalties, cut-offs, limits."""
     from transformers import GenerationConfig
 
-    own = module.generation_config
+    own = {part: vars(part).get("generation_config") for part in module.modules()}  # adapters hand theirs on
     module.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        module.generation_config = own
+        for part, config in own.items():
+            if config is not None:
+                part.generation_config = config
+            else:
+                vars(part).pop("generation_config", None)
 
 
 @contextmanager
@@ -109,7 +113,7 @@ def complete(
     seen = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :], seen[row, longest - len(prompt) :] = prompt, 1
-    was_training = network.training
+    modes = {part: part.training for part in network.modules()}
     network.eval()
     try:
         with _plainly(module), _own_randomness(seed, device):
@@ -123,7 +127,8 @@ def complete(
                 **sampling.options(),
             )
     finally:
-        network.train(was_training)
+        for part, mode in modes.items():
+            part.training = mode
     return [_until_end(row[longest:], ends) for row in written]
 
 

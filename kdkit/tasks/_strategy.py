@@ -14,6 +14,9 @@ __all__ = ["Strategy"]
 class Strategy(ABC):
     """Changes training batches: texts that the student or the teacher writes in place of those of the data."""
 
+    needs_teacher: bool = False
+    """Whether it asks the teacher, even if no loss does."""
+
     @abstractmethod
     def check(self, student: Network, teacher: Network | None) -> None:
         """Refuse, with a sentence, networks that this strategy can do nothing with."""

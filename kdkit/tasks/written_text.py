@@ -21,6 +21,9 @@ from kdkit.tasks.causal_lm import CausalLM
 
 __all__ = ["WrittenText"]
 
+_SIMILAR = 0.75
+"""Least share that the longest prompt of a group leaves of what the shortest one leaves of a row."""
+
 
 class WrittenText(Strategy):
     r"""Replaces the text after each prompt by what a network writes, in a share of the micro-batches.
@@ -44,7 +47,8 @@ class WrittenText(Strategy):
         writer: "student" or "teacher".
         share: :math:`\lambda` in [0, 1], or a schedule of it.
         prompt_tokens: length of the prompt where the data mark none.
-        max_new_tokens: at most; ``None`` fills the row.
+        max_new_tokens: at most; ``None`` fills the row, or at least three quarters of what the prompt leaves of it
+            where longer prompts are written in the same batch.
         temperature: of the softmax that is drawn from; 0 takes the most probable token.
         top_p: draw from the smallest set of tokens with at least this mass.
         top_k: draw from this many best tokens; 0 draws from all.
@@ -78,8 +82,12 @@ class WrittenText(Strategy):
         _whole("top_k", top_k, 0)
         if max_new_tokens is not None:
             _whole("max_new_tokens", max_new_tokens, 1)
-        if not temperature >= 0:
-            raise InputError(f"strategy.temperature must be at least 0, got {temperature!r}")
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not _may_soften(temperature):
+            raise InputError(f"strategy.temperature must be 0, or a number from 0.01 to 100, got {temperature!r}")
+        if prompt_tokens >= task.spec.context:
+            raise InputError(
+                f"strategy.prompt_tokens must be less than data.context={task.spec.context}, got {prompt_tokens}"
+            )
         if not 0 < top_p <= 1:
             raise InputError(f"strategy.top_p must lie above 0 and be at most 1, got {top_p!r}")
         self.share = as_schedule(share)
@@ -87,6 +95,7 @@ class WrittenText(Strategy):
             if not 0.0 <= self.share(step / 20) <= 1.0:
                 raise InputError(f"strategy.share must lie in [0, 1], got {self.share(step / 20)}")
         self.task, self.writer, self.prompt_tokens, self.max_new_tokens = task, writer, prompt_tokens, max_new_tokens
+        self.needs_teacher = writer == "teacher"
         self.sampling = Sampling(temperature, top_p, top_k)
         self._written = {"written": 0.0, "batches": 0.0, "written_tokens": 0.0}
 
@@ -116,20 +125,34 @@ class WrittenText(Strategy):
             return batch
         writer = student if self.writer == "student" or teacher is None else teacher
         prompts = self._prompts(batch)
-        room = batch["input_ids"].shape[1] - max(map(len, prompts))
-        spec = self.task.spec
-        written = complete(
-            writer,
-            prompts,
-            self.sampling,
-            max_new_tokens=room if self.max_new_tokens is None else min(room, self.max_new_tokens),
-            pad_token_id=spec.pad_token_id,
-            ends=ends_of(writer, spec.eos_token_id),
-            seed=generator("write", *key, rank).initial_seed() % 2**63,
-        )
+        written = self._write(writer, prompts, batch["input_ids"].shape[1], (*key, rank))
         self._written["written"] += 1
         self._written["written_tokens"] += sum(map(len, written))
         return self._rows(batch, prompts, written)
+
+    def _write(self, writer: Network, prompts: list[Tensor], length: int, key: tuple[int, ...]) -> list[Tensor]:
+        """A text for each prompt. Prompts of similar length are written together, so that a long one does not leave
+        little room for all."""
+        spec, groups = self.task.spec, list[list[int]]()
+        for row in sorted(range(len(prompts)), key=lambda row: len(prompts[row])):
+            if groups and length - len(prompts[row]) >= _SIMILAR * (length - len(prompts[groups[-1][0]])):
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        texts: dict[int, Tensor] = {}
+        for number, rows in enumerate(groups):
+            room = length - len(prompts[rows[-1]])
+            written = complete(
+                writer,
+                [prompts[row] for row in rows],
+                self.sampling,
+                max_new_tokens=room if self.max_new_tokens is None else min(room, self.max_new_tokens),
+                pad_token_id=spec.pad_token_id,
+                ends=ends_of(writer, spec.eos_token_id),
+                seed=generator("write", *key, number).initial_seed() % 2**63,
+            )
+            texts |= dict(zip(rows, written, strict=True))
+        return [texts[row] for row in range(len(prompts))]
 
     def record(self) -> Mapping[str, float]:
         """``written``: share of the micro-batches that were replaced; ``written_tokens``: how many on this rank."""
@@ -166,6 +189,10 @@ class WrittenText(Strategy):
         nothing = torch.zeros_like(ids)  # how many bytes the tokens stand for plays no part in training
         new = {"input_ids": ids, "labels": labels, "document_ids": documents, "position_ids": places}
         return {**batch, **new, "num_bytes": nothing, "counts": counts}
+
+
+def _may_soften(temperature: float) -> bool:
+    return temperature == 0 or 0.01 <= temperature <= 100
 
 
 def _whole(name: str, value: int, least: int) -> None:

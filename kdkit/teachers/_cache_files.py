@@ -125,7 +125,8 @@ def read_shard(folder: Path, number: int) -> Shard | None:
     place = shard_folder(folder, number)
     try:
         facts = json.loads((place / _FACTS).read_text())
-        shard = Shard(place, facts["sha256"], facts["bytes"], facts["positions"], facts["sums"])
+        sums = {name: float(facts["sums"][name]) for name in ("rest", "kl")}
+        shard = Shard(place, facts["sha256"], facts["bytes"], facts["positions"], sums)
         return shard if (place / _TENSORS).stat().st_size == shard.bytes else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -164,9 +165,11 @@ def read_manifest(folder: Path) -> tuple[Definition, dict[str, Any]]:
     try:
         content = json.loads((folder / MANIFEST).read_text())
         known, definition = content["format"], Definition(**content["definition"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _ = definition.shards, definition.teacher["identity"], definition.data["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise InputError(
-            f"{folder} holds no cache of a teacher ({MANIFEST} is missing or unreadable); make one with kdkit cache"
+            f"{folder} holds no cache of a teacher ({MANIFEST} is missing or unreadable); make one with kdkit cache, "
+            "in another folder or after removing this one"
         ) from error
     if known != FORMAT:
         raise InputError(f"{folder} holds a cache of format {known}, and this kdkit reads {FORMAT}; make it again")

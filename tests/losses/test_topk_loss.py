@@ -48,6 +48,18 @@ def test_a_cache_gives_what_the_logits_give(rest: str, rng: torch.Generator) -> 
         assert cached.isfinite().all() and not cached[~mask].any()
 
 
+def test_with_every_entry_in_the_cache_it_has_any_temperature(rng: torch.Generator) -> None:
+    student, teacher = 3 * torch.randn(2, 4, 6, generator=rng)
+    best = teacher.log_softmax(-1).topk(6)
+    whole = SparseLogits(best.indices, best.values, torch.full((4,), -math.inf), 6)
+    loss = TopKLoss(temperature=(1.0, 4.0))
+    cached = loss.compute(StepOutputs(ModelOutput(student), ModelOutput(teacher, sparse=whole)))
+    torch.testing.assert_close(cached, loss.compute(StepOutputs(ModelOutput(student), ModelOutput(teacher))))
+    part = SparseLogits(best.indices[:, :3], best.values[:, :3], torch.full((4,), -1.0), 6)
+    with pytest.raises(ValueError, match=r"temperature must be 1, at which 3 of 6 classes are known, got 4\.0"):
+        loss.compute(StepOutputs(ModelOutput(student), ModelOutput(teacher, sparse=part)))
+
+
 def test_wrong_options() -> None:
     with pytest.raises(ValueError, match="k must be an integer of at least 1, got 0"):
         TopKLoss(k=0)

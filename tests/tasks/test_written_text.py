@@ -133,6 +133,29 @@ def test_the_rows_that_the_student_wrote() -> None:
     assert student.module(input_ids=new["input_ids"]).logits.shape == (3, CONTEXT, VOCAB)
 
 
+def test_a_long_prompt_leaves_room_to_the_others() -> None:
+    long = batch()
+    long["labels"][2, :14] = IGNORE_INDEX
+    strategy = WrittenText(TASK, share=1.0, prompt_tokens=6, temperature=0)
+    new = strategy(long, language_model(), None, key=(0, 0, 0), rank=0, progress=0.0)
+    apart = written(language_model(), temperature=0)
+    assert torch.equal(new["input_ids"][:2], apart["input_ids"][:2])
+    assert torch.equal(new["input_ids"][2, :14], long["input_ids"][2, :14]) and new["counts"][2].sum() <= 2
+
+
+def test_an_adapter_gets_its_generation_settings_back() -> None:
+    peft = pytest.importorskip("peft")
+    inner = language_model().module
+    inner.generation_config.eos_token_id = [3, 7]
+    adapted = peft.get_peft_model(inner, peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    frozen = next(part for part in adapted.modules() if isinstance(part, torch.nn.Embedding)).eval()
+    network = LanguageNetwork(adapted).train()
+    frozen.eval()
+    complete(network, [torch.tensor([2, 3])], GREEDY, max_new_tokens=2, pad_token_id=PAD, ends=[EOS], seed=0)
+    assert inner.generation_config.eos_token_id == [3, 7]
+    assert network.training and not frozen.training
+
+
 def test_the_teacher_s_words_are_labels() -> None:
     student, teacher = language_model(0), language_model(1)
     new = written(student, teacher, writer="teacher", temperature=0)
@@ -145,7 +168,7 @@ def test_the_teacher_s_words_are_labels() -> None:
 
 
 def test_a_prompt_ends_before_its_document_does() -> None:
-    new = written(language_model(), prompt_tokens=99)
+    new = written(language_model(), prompt_tokens=15)
     assert torch.equal(new["input_ids"][0, :9], batch()["input_ids"][0, :9])
     assert int(new["counts"][0].int().argmax()) == 9  # not the end of the text, after which nothing is left to write
     assert int(new["counts"][2].int().argmax()) == CONTEXT - 1
@@ -154,7 +177,7 @@ def test_a_prompt_ends_before_its_document_does() -> None:
 def test_all_ranks_replace_the_same_batches_and_write_their_own() -> None:
     student, replaced = language_model(), []
     for rank in (0, 1):
-        strategy = WrittenText(TASK, share=0.5, max_new_tokens=4)
+        strategy = WrittenText(TASK, share=0.5, max_new_tokens=4, prompt_tokens=6)
         choices, texts = [], []
         for step in range(24):
             out = strategy(batch(), student, None, key=(0, step, 0), rank=rank, progress=0.0)
@@ -170,7 +193,7 @@ def test_all_ranks_replace_the_same_batches_and_write_their_own() -> None:
 
 
 def test_the_share_may_change() -> None:
-    strategy, student = WrittenText(TASK, share=Linear(0.0, 1.0), max_new_tokens=1), language_model()
+    strategy, student = WrittenText(TASK, share=Linear(0.0, 1.0), max_new_tokens=1, prompt_tokens=6), language_model()
 
     def count(progress: float) -> int:
         calls = [strategy(batch(), student, None, key=(0, k, 0), rank=0, progress=progress) for k in range(10)]
@@ -180,7 +203,7 @@ def test_the_share_may_change() -> None:
 
 
 def test_no_prompt_reaches_into_the_last_place() -> None:
-    prompts = WrittenText(TASK, prompt_tokens=10**6)._prompts(batch())
+    prompts = WrittenText(TASK, prompt_tokens=15)._prompts(batch())
     assert max(map(len, prompts)) < CONTEXT
 
 
@@ -191,25 +214,27 @@ def test_no_prompt_reaches_into_the_last_place() -> None:
         ({"share": 1.2}, r"strategy.share must lie in \[0, 1\], got 1.2"),
         ({"prompt_tokens": 0}, "strategy.prompt_tokens must be a whole number of at least 1, got 0"),
         ({"max_new_tokens": 1.5}, "strategy.max_new_tokens must be a whole number of at least 1, got 1.5"),
-        ({"temperature": -1.0}, "strategy.temperature must be at least 0"),
+        ({"temperature": -1.0}, "strategy.temperature must be 0, or a number from 0.01 to 100, got -1.0"),
+        ({"temperature": float("inf")}, "strategy.temperature must be 0, or a number from 0.01 to 100, got inf"),
+        ({"prompt_tokens": 16}, "strategy.prompt_tokens must be less than data.context=16, got 16"),
         ({"top_p": 0.0}, "strategy.top_p must lie above 0 and be at most 1"),
         ({"top_k": -1}, "strategy.top_k must be a whole number of at least 0"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        WrittenText(TASK, **options)
+        WrittenText(TASK, **{"prompt_tokens": 6, **options})
 
 
 def test_wrong_company() -> None:
     with pytest.raises(ConfigError, match="task classification has none"):
         WrittenText(Classification(ImageSpec(3, 1, 8, (0.5,), (0.25,))))
     with pytest.raises(ConfigError, match="needs one teacher in memory"):
-        WrittenText(TASK, writer="teacher").check(language_model(), None)
+        WrittenText(TASK, writer="teacher", prompt_tokens=6).check(language_model(), None)
 
     class Silent(torch.nn.Module):
         def forward(self, **inputs: Tensor) -> Tensor:
             return inputs["input_ids"]
 
     with pytest.raises(ConfigError, match=r"cannot write texts: Silent has no generate\(\)"):
-        WrittenText(TASK).check(LanguageNetwork(Silent()), None)
+        WrittenText(TASK, prompt_tokens=6).check(LanguageNetwork(Silent()), None)

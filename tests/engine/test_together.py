@@ -21,6 +21,7 @@ from kdkit.engine.callbacks import Callback
 from kdkit.engine.distiller import Distiller, Learner
 from kdkit.engine.interrupt import Interrupted
 from kdkit.engine.optim import parameter_groups
+from kdkit.engine.ranks import global_counts
 from kdkit.engine.rng import seed_everything
 from kdkit.engine.schedulers import cosine
 from kdkit.engine.settings import Settings
@@ -250,15 +251,19 @@ def test_a_momentum_out_of_range_is_refused() -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_losses_see_both_views_and_each_counts(accumulation: int) -> None:
+def test_losses_see_both_views_and_each_counts(accumulation: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Seen()
     settings = Settings(max_steps=1, batch_size=8, accumulation=accumulation, eval_every=0)
     data = views_of(tiny_data())
     trainer = build(data=data, objective=lambda: Objective({"ce": seen}, {"ce": 1.0}), settings=settings)
     assert trainer.steps_per_epoch == 8 // accumulation
-    before = trainer._totals
     totals: list[dict[str, Tensor]] = []
-    trainer._totals = lambda group: totals.append(before(group)) or totals[-1]  # type: ignore[assignment,func-returns-value]
+
+    def counted(*arguments: Any) -> dict[str, Tensor]:
+        totals.append(global_counts(*arguments))
+        return totals[-1]
+
+    monkeypatch.setattr("kdkit.engine.trainer.global_counts", counted)
     trainer.fit()
     assert len(seen.steps) == accumulation
     for step in seen.steps:

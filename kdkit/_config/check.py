@@ -154,6 +154,8 @@ def _prune(cfg: DictConfig, context: Context) -> None:
                     raise ConfigError(f"{weights}.{name} has no loss; choose it too: 'loss=[ce,{name}]'")
                 del cfg[weights][name]
         teacher = cfg.get("teacher")
+        if isinstance(teacher, DictConfig) and "_target_" not in (teacher.get("cached") or {"_target_": None}):
+            del teacher["cached"]  # an experiment had a folder for it, and another teacher was chosen
         if isinstance(teacher, DictConfig) and set(teacher) <= {"train", "weights"}:
             cfg.teacher = None  # none was chosen; a debug profile or a loss had settings for one
         elif isinstance(teacher, DictConfig) and teacher.get("ema") is not None:

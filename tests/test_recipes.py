@@ -54,7 +54,7 @@ def test_the_student_may_teach_itself() -> None:
 @pytest.mark.parametrize("experiment", [option for group, option in CHOICES if group == "experiment"])
 @pytest.mark.parametrize("teacher", sorted(ALONE_TEACHERS))
 def test_an_experiment_may_do_without_its_teacher(experiment: str, teacher: str) -> None:
-    words = [f"experiment={experiment}", f"teacher={teacher}", "strategy=null", "~chain"]
+    words = [f"experiment={experiment}", f"teacher={teacher}", "strategy=none", "~chain"]
     words += {"none": ["loss=[ce]"], "cached": ["teacher.cached.folder=kept"], "ema": []}[teacher]
     cfg = prepare(COMPOSER.compose("distill", words), Context("distill", tuple(words), tuple(words), RECIPES))
     assert cfg.teacher is None if teacher == "none" else list(cfg.teacher) == [teacher]

@@ -153,6 +153,8 @@ def _prune(cfg: DictConfig, context: Context) -> None:
                 if any(re.match(rf"[+]*{weights}\.{re.escape(str(name))}[.=]", word) for word in context.overrides):
                     raise ConfigError(f"{weights}.{name} has no loss; choose it too: 'loss=[ce,{name}]'")
                 del cfg[weights][name]
+        if not _is_block(cfg.get("strategy")):
+            cfg.strategy = None  # an experiment had numbers for one, and none was chosen
         teacher = cfg.get("teacher")
         if isinstance(teacher, DictConfig) and "_target_" not in (teacher.get("cached") or {"_target_": None}):
             del teacher["cached"]  # an experiment had a folder for it, and another teacher was chosen

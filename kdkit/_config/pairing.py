@@ -102,13 +102,13 @@ def _check_strategy(settings: Mapping[str, Any]) -> None:
     if teacher.get("cached") is not None:
         raise ConfigError(
             "strategy has texts written that teacher=cached was never asked about; choose a teacher in memory, or "
-            "strategy=null"
+            "strategy=none"
         )
     built = {name: instantiate(block, where=f"loss.{name}") for name, block in settings["loss"].items()}
     if settings["strategy"].get("writer") == "student" and not any(loss.needs_teacher for loss in built.values()):
         raise ConfigError(
             "strategy.writer=student has no labels for what the student writes, and no loss learns from a teacher; add "
-            "one, like 'loss=[ce,js]', or set strategy=null"
+            "one, like 'loss=[ce,js]', or set strategy=none"
         )
     alone = not teacher or teacher.get("members") or (teacher.get("ensemble") or 1) > 1
     if settings["strategy"].get("writer") == "teacher" and (alone or teacher.get("ema") or settings["teacher_loss"]):

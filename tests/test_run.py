@@ -240,7 +240,7 @@ def test_bad_input_is_one_sentence_and_status_2(
         (["teacher.model.num_classes=7"], "the networks have 7 classes and the data 10"),
         (["loss=[ce,nd]", "features.penultimate.student=layer9"], "features.penultimate.student=layer9: "),
         (["optim.lr=-1"], "Invalid learning rate"),
-        (["data=image_folder", "data.root=gone"], "gone/train does not exist"),
+        (["data=image_folder", "data.root=gone"], "gone does not exist"),
         (["engine.precision=fp16", "engine.device=cpu"], "engine.precision=fp16 needs a CUDA device"),
         (["teacher.train.optim.lr=1e38", "teacher.train.max_steps=1"], "the teacher answers NaN"),
     ],

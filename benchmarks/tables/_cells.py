@@ -172,7 +172,7 @@ def _planned(pair: str, method: str, overrides: list[str], extra: Sequence[str])
 def _concerns(override: str, chosen: DictConfig) -> bool:
     block = _block(override)
     if block == "teacher":
-        return chosen.teacher is not None
+        return chosen.teacher is not None and set(chosen.teacher) != {"train"}  # what teacher=none leaves
     if block not in _PER_LOSS:
         return True
     name = re.split(r"[.=]", override.lstrip("+~"), maxsplit=2)[1]

@@ -205,8 +205,8 @@ def _no_keys(parent: str, value: Any, key: str) -> ConfigError:
 
 def _not_in(config: DictConfig, parent: str, part: str, key: str, failed: Failed) -> ConfigError:
     names = [str(name) for name in config]
-    if parent == "teacher" and names == ["train"]:  # teacher=none, and what an experiment says about training one
-        return ConfigError(f"{key} cannot be set while {parent} is null; choose one with {parent}=…")
+    if (parent, names) in (("teacher", ["train"]), ("teacher.train", ["optim", "scheduler"])):  # teacher=none
+        return ConfigError(f"{key} cannot be set while teacher is null; choose one with teacher=…")
     owner = f"{parent} has no" if parent else "there is no"
     if parent in ("loss", "weights"):
         losses = failed.composer.options("loss")

@@ -14,7 +14,7 @@ from kdkit.errors import ConfigError, did_you_mean
 __all__ = ["WHOLE_RUN", "check_keys", "check_numbers"]
 
 _NETWORK = ("model", "weights", "normalization", "input_size")
-_TEACHER = (*_NETWORK, "ensemble", "members", "train", "ema", "cached")
+_TEACHER = (*_NETWORK, "ensemble", "members", "train", "ema", "cached", "served")
 _TRAIN = ("seed", "epochs", "max_steps", "batch_size", "optim", "scheduler", "data", "engine")
 _FEATURE = ("student", "teacher", "projector")
 WHOLE_RUN = frozenset({"precision", "device", "threads", "deterministic", "progress", "baseline", "export", "report"})

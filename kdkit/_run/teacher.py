@@ -15,7 +15,6 @@ from kdkit.errors import ConfigError
 from kdkit.models._build import origin_of
 from kdkit.models._network import Network
 from kdkit.teachers._base import Teacher
-from kdkit.teachers.cached import CachedTeacher
 
 __all__ = ["Guide", "provide_average", "provide_teacher"]
 
@@ -37,8 +36,8 @@ class Guide:
     @property
     def origin(self) -> str:
         """Where the weights came from, in words."""
-        if isinstance(self.teacher, CachedTeacher):
-            return f"answers out of the cache {self.teacher.folder}"
+        if self.teacher is not None and self.teacher.origin is not None:
+            return self.teacher.origin
         if len(self.members) == 1:
             return self.members[0].origin
         return "; ".join(f"member {number}: {member.origin}" for number, member in enumerate(self.members, start=1))

@@ -163,7 +163,7 @@ class Endpoint:
                 "begins, as http://localhost:8000/v1"
             )
         return ServerError(
-            f"the server at {self.url} refuses the question {path} ({status}); change what it objects to"
+            f"the server at {self.url} refuses {path} ({status}); change what it objects to"
         )
 
     def _shown(self, text: object) -> str:

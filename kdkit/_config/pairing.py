@@ -31,6 +31,8 @@ def check_blocks(settings: Mapping[str, Any]) -> None:
             _check_average(block["ema"], needed)
         elif key == "teacher" and _answers(block):
             _check_answers(_answers(block), block, needed)
+        elif key == "teacher" and block.get("routed") is not None:
+            _check_routed(block["routed"], needed)
         elif not isinstance(block.get("model"), Mapping) or "_target_" not in block["model"]:
             raise ConfigError(f"{key}.model must be a block with a _target_, got {block.get('model')!r}")
 
@@ -58,6 +60,24 @@ def _check_answers(kind: str, teacher: Mapping[str, Any], needed: str) -> None:
         raise ConfigError(f"teacher.{kind} is {what} and cannot be trained; choose a network")
 
 
+def _check_routed(routed: Any, needed: str) -> None:
+    from kdkit.teachers._routes import check_routes
+
+    if needed == "teacher":
+        raise ConfigError("teacher.routed is several networks; train each by itself, as a teacher of its own")
+    teachers = routed.get("teachers")
+    if not isinstance(teachers, Mapping) or not teachers:
+        raise ConfigError(
+            f"teacher.routed.teachers must name at least one teacher and its block, got {teachers!r}; a block is like "
+            "teacher, with a model"
+        )
+    for name, block in teachers.items():
+        model = (block or {}).get("model")
+        if not isinstance(model, Mapping) or "_target_" not in model:
+            raise ConfigError(f"teacher.routed.teachers.{name}.model must be a block with a _target_, got {model!r}")
+    check_routes(routed.get("routes"), list(teachers))
+
+
 def check_losses(settings: Mapping[str, Any]) -> None:
     """Names of losses and weights agree, and each loss finds what it needs."""
     if not settings["loss"]:
@@ -81,6 +101,11 @@ def check_losses(settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             "student.classifier takes the teacher's, and teacher.ema makes the teacher an average of the student; "
             "leave one of the two out"
+        )
+    if settings["teacher_loss"] and (settings.get("teacher") or {}).get("routed") is not None:
+        raise ConfigError(
+            f"teacher_loss={list(settings['teacher_loss'])} lets the teacher learn, and teacher.routed has several "
+            "that stay as they are; leave one of the two out"
         )
     kind = _answers(settings.get("teacher"))
     if settings.get("chain") and kind:
@@ -118,7 +143,13 @@ def _check_strategy(settings: Mapping[str, Any]) -> None:
             "strategy.writer=student has no labels for what the student writes, and no loss learns from a teacher; add "
             "one, like 'loss=[ce,js]', or set strategy=none"
         )
-    alone = not teacher or _answers(teacher) or teacher.get("members") or (teacher.get("ensemble") or 1) > 1
+    alone = (
+        not teacher
+        or _answers(teacher)
+        or teacher.get("routed")
+        or teacher.get("members")
+        or (teacher.get("ensemble") or 1) > 1
+    )
     if settings["strategy"].get("writer") == "teacher" and (alone or teacher.get("ema") or settings["teacher_loss"]):
         raise ConfigError(
             "strategy.writer=teacher needs one teacher that does not learn; choose it with teacher=…, or set "
@@ -157,6 +188,15 @@ def _check_needs(path: str, loss: Any, settings: Mapping[str, Any]) -> None:
             f"like 'loss=[ce]'"
         )
     kind = _answers(settings.get("teacher"))
+    if (
+        (settings.get("teacher") or {}).get("routed") is not None
+        and loss.needs_teacher
+        and (loss.pairs or loss.needs_class_means or "teacher" in loss.needs_heads)
+    ):
+        raise ConfigError(
+            f"{path} reads features or weights of one teacher, and teacher=routed has several; choose losses on "
+            "logits, or one teacher"
+        )
     if kind and loss.needs_teacher and (loss.pairs or loss.needs_class_means or "teacher" in loss.needs_heads):
         raise ConfigError(
             f"{path} reads features or weights of the teacher, and teacher={kind} has its answers only; choose losses "
@@ -206,6 +246,10 @@ def check_teacher_training(settings: Mapping[str, Any]) -> None:
     if teacher is None or teacher.get("ema") or _answers(teacher) or network == "student":
         return
     if teacher.get("weights") is not None and network is None:
+        return
+    if teacher.get("routed") is not None and all(
+        block.get("weights") is not None for block in teacher["routed"]["teachers"].values()
+    ):
         return
     train = teacher.get("train")
     if not isinstance(train, Mapping):

@@ -77,6 +77,8 @@ class Distilled:
 
 def network_name(block: DictConfig) -> str:
     """What reports call a network: its own name, or its builder with the arguments that set it apart."""
+    if block.get("routed") is not None:
+        return f"routed({', '.join(map(str, block.routed.teachers))})"
     model = block.model
     for key in ("name", "model_name"):
         if model.get(key):

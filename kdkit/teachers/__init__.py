@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kdkit.teachers.ema import EMATeacher
     from kdkit.teachers.ensemble import EnsembleTeacher
     from kdkit.teachers.live import LiveTeacher
+    from kdkit.teachers.routed import RoutedTeacher
     from kdkit.teachers.served import ServedTeacher
     from kdkit.teachers.store import Store
 
@@ -20,6 +21,7 @@ _EXPORTS = {
     "EMATeacher": "ema",
     "EnsembleTeacher": "ensemble",
     "LiveTeacher": "live",
+    "RoutedTeacher": "routed",
     "ServedTeacher": "served",
     "Store": "store",
     "Teacher": "_base",
@@ -31,6 +33,7 @@ __all__ = [
     "EMATeacher",
     "EnsembleTeacher",
     "LiveTeacher",
+    "RoutedTeacher",
     "ServedTeacher",
     "Store",
     "Teacher",

@@ -162,9 +162,7 @@ class Endpoint:
                 f"{self.url}{path} is not there ({status}); teacher.served.url must be where an OpenAI-compatible API "
                 "begins, as http://localhost:8000/v1"
             )
-        return ServerError(
-            f"the server at {self.url} refuses {path} ({status}); change what it objects to"
-        )
+        return ServerError(f"the server at {self.url} refuses {path} ({status}); change what it objects to")
 
     def _shown(self, text: object) -> str:
         """For people: in one line, without what could steer a terminal, and without the key."""

@@ -57,10 +57,11 @@ def test_an_experiment_may_do_without_its_teacher(experiment: str, teacher: str)
     words = [f"experiment={experiment}", f"teacher={teacher}", "strategy=none", "~chain"]
     own = {"none": ["loss=[ce]"], "cached": ["teacher.cached.folder=kept"], "served": ["teacher.served.model=large"]}
     own["routed"] = ["teacher.routed.teachers={all: {model: ${student.model}, weights: random}}"]
-    own["routed"] += ["teacher.routed.routes={'*': all}"]
+    own["routed"] += ["teacher.routed.routes={*: all}"]
     words += own.get(teacher, [])
     cfg = prepare(COMPOSER.compose("distill", words), Context("distill", tuple(words), tuple(words), RECIPES))
-    assert cfg.teacher is None if teacher == "none" else list(cfg.teacher) == [teacher]
+    kept = [teacher, "train"] if teacher == "routed" else [teacher]
+    assert cfg.teacher is None if teacher == "none" else list(cfg.teacher) == kept
 
 
 @pytest.mark.parametrize("command", ["distill", "train", "cache", "evaluate", "compare"])

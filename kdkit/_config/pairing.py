@@ -107,6 +107,7 @@ def check_losses(settings: Mapping[str, Any]) -> None:
             f"teacher_loss={list(settings['teacher_loss'])} lets the teacher learn, and teacher.routed has several "
             "that stay as they are; leave one of the two out"
         )
+    _check_shares(settings.get("teacher") or {}, settings["teacher_loss"])
     kind = _answers(settings.get("teacher"))
     if settings.get("chain") and kind:
         raise ConfigError(
@@ -123,6 +124,18 @@ def check_losses(settings: Mapping[str, Any]) -> None:
             f"teacher_loss={list(settings['teacher_loss'])} lets the teacher learn, and teacher.ema makes it follow "
             "the student; leave one of the two out"
         )
+
+
+def _check_shares(teacher: Mapping[str, Any], learns: Any) -> None:
+    """Shares of an ensemble are known to be wrong before its members are trained."""
+    from kdkit.teachers.ensemble import checked_shares
+
+    shares = teacher.get("shares")
+    if shares is None:
+        return
+    if learns:
+        raise ConfigError("teacher.shares weighs teachers that stay as they are, and these learn; leave it out")
+    checked_shares(shares, int(teacher.get("ensemble") or 1) + len(teacher.get("members") or []))
 
 
 def _check_strategy(settings: Mapping[str, Any]) -> None:

@@ -71,7 +71,7 @@ def provide_teacher(cfg: DictConfig, scene: Scene, name: str, callbacks: Sequenc
     shares = cfg.teacher.get("shares")
     if len(teachers) == 1 and shares is None:
         return Guide(teachers[0], members)
-    return Guide(EnsembleTeacher(teachers, shares=shares), members)
+    return Guide(EnsembleTeacher(teachers, shares=None if shares is None else list(shares)), members)
 
 
 def provide_average(cfg: DictConfig, scene: Scene, student: Network) -> Guide:

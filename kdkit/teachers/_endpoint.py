@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
+from ipaddress import ip_address
 from threading import Event
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -27,7 +28,6 @@ LONGEST_WAIT = 30.0
 LONGEST_ASKED = 300.0
 """Seconds up to which a server's ``Retry-After`` is waited for."""
 
-_HERE = ("localhost", "127.0.0.1", "::1")
 _SHOWN = 300
 
 
@@ -59,7 +59,7 @@ class Endpoint:
         self.key_variable = key_variable
         self._key = _key(key_variable)
         self._random = random.Random()  # the global one belongs to the training
-        proxies = [ProxyHandler({})] if urlsplit(self.url).hostname in _HERE else []
+        proxies = [ProxyHandler({})] if _is_here(urlsplit(self.url).hostname or "") else []
         self._opener = build_opener(_Stays(), *proxies)
 
     def get(self, path: str) -> Any:
@@ -218,6 +218,14 @@ def in_one_line(text: object) -> str:
     plain = "".join(character if character.isprintable() else " " for character in words[: 4 * _SHOWN])
     plain = " ".join(plain.split())
     return plain if len(plain) <= _SHOWN else plain[:_SHOWN] + "…"
+
+
+def _is_here(host: str) -> bool:
+    """Whether it is this machine, to which no proxy leads."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _key(variable: str | None) -> str | None:

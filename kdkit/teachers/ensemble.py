@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -14,7 +14,7 @@ from kdkit.errors import ConfigError, did_you_mean
 from kdkit.outputs import ModelOutput
 from kdkit.teachers._base import Teacher
 
-__all__ = ["EnsembleTeacher"]
+__all__ = ["EnsembleTeacher", "checked_shares"]
 
 
 class EnsembleTeacher(Teacher):
@@ -47,7 +47,7 @@ class EnsembleTeacher(Teacher):
             raise ConfigError(f"combine must be 'probs' or 'logits', got {combine!r}{hint}")
         self.teachers = list(teachers)
         self.combine = combine
-        self.shares = _checked(shares, len(self.teachers))
+        self.shares = checked_shares(shares, len(self.teachers))
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> ModelOutput:
@@ -103,13 +103,18 @@ class EnsembleTeacher(Teacher):
             teacher.compile(**options)
 
 
-def _checked(shares: Sequence[float] | None, count: int) -> list[float]:
-    """One share per teacher."""
+def checked_shares(shares: Any, count: int) -> list[float]:
+    """One share per teacher; equal ones for ``None``.
+
+    Raises:
+        ConfigError: for another number of them, or one that is not above 0.
+    """
     if shares is None:
         return [1.0] * count
-    good = [isinstance(share, int | float) and not isinstance(share, bool) and 0 < share < math.inf for share in shares]
+    listed = list(shares) if isinstance(shares, list | tuple) else []
+    good = [isinstance(each, int | float) and not isinstance(each, bool) and 0 < each < math.inf for each in listed]
     if len(good) != count or not all(good):
         raise ConfigError(
-            f"teacher.shares must hold one number above 0 for each of the {count} teachers, got {list(shares)}"
+            f"teacher.shares must hold one number above 0 for each of the {count} teachers, got {shares!r}"
         )
-    return [float(share) for share in shares]
+    return [float(share) for share in listed]

@@ -1,8 +1,9 @@
 """What a training step of a language model takes with the logits of the batch and without: time and memory.
 
 One optimizer step (cross-entropy and KL on a frozen teacher, Llama networks of random weights) with kdkit's task,
-teacher, objective and fused heads, as ``task.fused_head=true`` has it, and with logits, each in a process of its own and asked in turn. Memory is the peak beyond what the
-process held before its first step, so optimizer state, gradients and activations are in it.
+teacher, objective and fused heads, as ``task.fused_head=true`` has it, and with logits, each in a process of its own
+and asked in turn. Memory is the peak beyond what the process held before its first step, so optimizer state, gradients
+and activations are in it.
 
     python -m benchmarks.perf.language_step [--vocabulary 32000] [--batch 8] [--context 257] [--rounds 5] [--threads 2]
 """

@@ -200,3 +200,10 @@ def test_a_cache_out_of_a_server(server: Server, large: Path, capsys: pytest.Cap
     ]:
         assert run("cache", *words, *more) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_a_student_without_logits_learns_the_same(server: Server, large: Path) -> None:
+    words = [*TINY, *SERVED, f"teacher.served.url={server.url}"]
+    assert run("distill", *words, "run_dir=with") == 0
+    assert run("distill", *words, "task.fused_head=true", "run_dir=without") == 0
+    assert_same_student("with", "without")

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdkit.models._network import LanguageNetwork, Network, VisionNetwork
+    from kdkit.models._network import LanguageNetwork, Network, TextNetwork, VisionNetwork
     from kdkit.models._normalization import resolve_normalization
     from kdkit.models._profile import count_flops, count_parameters, measure_latency
     from kdkit.models._weights import convert_pickle, load_weights
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from kdkit.models.reuse import ReusedClassifier
     from kdkit.models.small import mlp, small_cnn
     from kdkit.models.text import hf_causal_lm
+    from kdkit.models.text_classifiers import hf_text_classifier
     from kdkit.models.vision import hf_image_classifier, timm_model, torchvision_model
 
 _EXPORTS = {
     "LanguageNetwork": "_network",
     "Network": "_network",
     "ReusedClassifier": "reuse",
+    "TextNetwork": "_network",
     "VisionNetwork": "_network",
     "convert_pickle": "_weights",
     "count_flops": "_profile",
@@ -31,6 +33,7 @@ _EXPORTS = {
     "export_student": "export",
     "hf_causal_lm": "text",
     "hf_image_classifier": "vision",
+    "hf_text_classifier": "text_classifiers",
     "load_weights": "_weights",
     "measure_latency": "_profile",
     "mlp": "small",
@@ -45,6 +48,7 @@ __all__ = [
     "LanguageNetwork",
     "Network",
     "ReusedClassifier",
+    "TextNetwork",
     "VisionNetwork",
     "convert_pickle",
     "count_flops",
@@ -52,6 +56,7 @@ __all__ = [
     "export_student",
     "hf_causal_lm",
     "hf_image_classifier",
+    "hf_text_classifier",
     "load_weights",
     "measure_latency",
     "mlp",

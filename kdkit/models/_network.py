@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdkit.errors import ConfigError
-from kdkit.features.taps import FeatureTap, LayerInfo, find_head, list_layers
+from kdkit.features.taps import FeatureTap, LayerInfo, find_head, list_layers, unwrap
 from kdkit.outputs import ModelOutput
 
-__all__ = ["LanguageNetwork", "Network", "VisionNetwork"]
+__all__ = ["LanguageNetwork", "Network", "TextNetwork", "VisionNetwork"]
 
 
 class Network(nn.Module):
@@ -59,7 +60,9 @@ class Network(nn.Module):
 
     def call(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The logits that the wrapped module gives for adapted inputs."""
-        raise NotImplementedError(f"{type(self).__name__} must define call; use VisionNetwork or LanguageNetwork")
+        raise NotImplementedError(
+            f"{type(self).__name__} must define call; use VisionNetwork, LanguageNetwork or TextNetwork"
+        )
 
     def forward(self, inputs: Mapping[str, Tensor]) -> ModelOutput:
         """Logits and tapped features."""
@@ -138,3 +141,18 @@ class LanguageNetwork(Network):
     def call(self, inputs: Mapping[str, Tensor]) -> Tensor:
         options = {"use_cache": False} if hasattr(self.module, "config") else {}
         return _logits(self.module(**inputs, **options))
+
+
+class TextNetwork(Network):
+    """A network of whole texts, such as a classifier, called with ``input_ids`` and ``attention_mask`` ``[B, T]`` and,
+    if it knows more than one kind of token, ``token_type_ids``, as those of ``transformers`` are."""
+
+    @property
+    def kinds(self) -> bool:
+        """Whether the module tells the second text of a pair by ``token_type_ids``."""
+        module = unwrap(self.module)
+        count = getattr(getattr(module, "config", None), "type_vocab_size", 2)
+        return (count or 0) > 1 and "token_type_ids" in inspect.signature(module.forward).parameters
+
+    def call(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return _logits(self.module(**inputs))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdkit.data._base import Batch, ImageSpec, TextSpec
+from kdkit.data._base import Batch, LabelledTextSpec, Spec, TextSpec
 from kdkit.errors import ConfigError, DataError
 from kdkit.models._network import LanguageNetwork, Network
 from kdkit.outputs import IGNORE_INDEX, ModelOutput, StepOutputs
@@ -58,9 +58,10 @@ class CausalLM(Task):
     unit = "tokens"
     spec: TextSpec
 
-    def __init__(self, spec: ImageSpec | TextSpec) -> None:
+    def __init__(self, spec: Spec) -> None:
         if not isinstance(spec, TextSpec):
-            raise ConfigError(f"task causal_lm needs text, and these data are {spec.kind}s; use task=classification")
+            other = "sequence_classification" if isinstance(spec, LabelledTextSpec) else "classification"
+            raise ConfigError(f"task causal_lm needs text, and these data are {spec.kind}s; use task={other}")
         super().__init__(spec)
 
     def wrap(

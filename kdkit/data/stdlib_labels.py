@@ -58,7 +58,7 @@ class StdlibLabels(LabelledTexts):
             "xml",
         ),
         lines: int = 6,
-        pieces: int | None = 400,
+        pieces: int | None = 1000,
         val_share: float = 0.15,
         test_share: float = 0.25,
         tokenizer: Any = None,

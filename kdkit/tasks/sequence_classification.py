@@ -137,7 +137,7 @@ class SequenceClassification(Task):
 class SequenceClassificationMetrics(ClassificationMetrics):
     """What :class:`~kdkit.tasks.classification.ClassificationMetrics` measures, and what GLUE asks for.
 
-    ``f1``: harmonic mean of precision and recall of class 1 (two classes only), by torchmetrics; ``matthews``: Matthews'
+    ``f1``: harmonic mean of precision and recall of class 1 (for two classes), by torchmetrics; ``matthews``: Matthews'
     correlation of answers and labels, by scikit-learn as in GLUE: it is 0 for a network that always says the same,
     where torchmetrics gives another number. Both are over the texts with a label.
     """

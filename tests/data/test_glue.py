@@ -41,7 +41,12 @@ def write(root: Path, subset: str, sizes: dict[str, int]) -> None:
 
 
 def make(root: Path | None, subset: str = "sst2", **options: Any) -> GLUE:
-    options = {"root": root if root is None else str(root), "vocab_size": 300, "context": 64, "val_share": 0.1} | options
+    options = {
+        "root": root if root is None else str(root),
+        "vocab_size": 300,
+        "context": 64,
+        "val_share": 0.1,
+    } | options
     return GLUE(subset, **options)
 
 
@@ -103,7 +108,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         make(tmp_path, "rte")
     for word in ("RTE holds no dev.tsv", "gluebenchmark.com", "the folder that holds RTE as data.root=", "data_dir="):
         assert word in str(error.value)
-    with pytest.raises(DataError, match="SST-2 holds no train.tsv and no dev.tsv"):
+    with pytest.raises(DataError, match=r"SST-2 holds no train.tsv and no dev.tsv"):
         make(tmp_path)
 
 
@@ -125,7 +130,9 @@ def test_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no way\nout")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(DataError, match=r"sst2 cannot be loaded from the hub.* \(no way\); get SST-2/train.tsv and SST-2"):
+    with pytest.raises(
+        DataError, match=r"sst2 cannot be loaded from the hub.* \(no way\); get SST-2/train.tsv and SST-2"
+    ):
         make(None)
 
 
@@ -143,11 +150,11 @@ def test_made_up_texts_have_the_true_shape(subset: str) -> None:
 
 def test_options() -> None:
     for subset in ("stsb", "STS-B"):
-        with pytest.raises(InputError, match="is a regression of scores from 0 to 5.* choose from cola, sst2"):
+        with pytest.raises(InputError, match=r"is a regression of scores from 0 to 5.* choose from cola, sst2"):
             make(None, subset)
     with pytest.raises(InputError, match="GLUE: there is no subset 'sst-2'; did you mean 'sst2'"):
         make(None, "sst-2")
-    with pytest.raises(InputError, match="val_share must be at least 0 and less than 1, got 1.0"):
+    with pytest.raises(InputError, match=r"val_share must be at least 0 and less than 1, got 1.0"):
         make(None, val_share=1.0)
     with pytest.raises(InputError, match="made_up and context must be at least 4, got 2 and 64"):
         make(None, made_up=2)

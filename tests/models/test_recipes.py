@@ -23,7 +23,7 @@ OURS = [
 ]
 PRETRAINED = {"hf_causal_lm", "hf_image_classifier", "hf_text_classifier"}
 FRESH = ["pretrained=false", "hidden_size=24", "intermediate_size=24", "num_hidden_layers=1"]
-NEEDED |= {name: FRESH for name in ("bert_base", "bert_l6_h768", "minilm_l6")}
+NEEDED |= dict.fromkeys(("bert_base", "bert_l6_h768", "minilm_l6"), FRESH)
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,9 @@ def network(options: dict[str, Any] = BERT, **more: Any) -> TextNetwork:
     return TASK.wrap(hf_text_classifier(num_classes=2, vocab_size=30, **options, **more)).eval()
 
 
-def step(student: ModelOutput, teacher: ModelOutput | None = None, data: dict[str, Tensor] | None = None) -> StepOutputs:
+def step(
+    student: ModelOutput, teacher: ModelOutput | None = None, data: dict[str, Tensor] | None = None
+) -> StepOutputs:
     data = data or batch()
     labels, mask = TASK.targets(data)
     return StepOutputs(student, teacher, labels, mask, extra=TASK.extra(data))
@@ -120,10 +122,10 @@ def test_refusals() -> None:
     for task in (Classification, CausalLM):
         with pytest.raises(ConfigError, match="use task=sequence_classification"):
             task(SPEC)
-    with pytest.raises(ConfigError, match="the measure of the data must be .* got 'f1' for 3 classes"):
+    with pytest.raises(ConfigError, match=r"the measure of the data must be .* got 'f1' for 3 classes"):
         SequenceClassification(LabelledTextSpec(3, 30, 12, 0, measure="f1"))
     small = hf_text_classifier(num_classes=2, vocab_size=20, **BERT)
-    with pytest.raises(ConfigError, match="the student knows 20 tokens and the data 30; set model.vocab_size"):
+    with pytest.raises(ConfigError, match=r"the student knows 20 tokens and the data 30; set model.vocab_size"):
         TASK.wrap(small, name="student")
     short = hf_text_classifier(num_classes=2, vocab_size=30, **{**BERT, "max_position_embeddings": 8})
     with pytest.raises(ConfigError, match="takes 8 positions and the longest text of the data may have 12"):
@@ -135,7 +137,7 @@ def test_refusals() -> None:
 def test_check_outputs() -> None:
     good, wide, flat = (ModelOutput(torch.zeros(*shape)) for shape in ((3, 2), (3, 4), (3, 12, 2)))
     TASK.check_outputs(good, good, batch())
-    with pytest.raises(ConfigError, match="the teacher has 4 classes and the data 2; set model.num_classes"):
+    with pytest.raises(ConfigError, match=r"the teacher has 4 classes and the data 2; set model.num_classes"):
         TASK.check_outputs(good, wide, batch())
     with pytest.raises(ConfigError, match=r"the student must give logits \[3, C\] for 3 texts, got \[3, 12, 2\]"):
         TASK.check_outputs(flat, None, batch())
@@ -173,7 +175,9 @@ def test_padding_has_no_part_in_losses_of_hidden_states(loss: Any) -> None:
     student, teacher = torch.randn(3, 12, 6), torch.randn(3, 12, 6)
     noisy = torch.where(inside[..., None], teacher, 1e3 * torch.randn(3, 12, 6))
     clean, spoilt = (
-        loss.compute(step(ModelOutput(torch.zeros(3, 2), {"h": student}), ModelOutput(torch.zeros(3, 2), {"h": values})))
+        loss.compute(
+            step(ModelOutput(torch.zeros(3, 2), {"h": student}), ModelOutput(torch.zeros(3, 2), {"h": values}))
+        )
         for values in (teacher, noisy)
     )
     torch.testing.assert_close(clean, spoilt)

@@ -121,7 +121,8 @@ def _divided(
 ) -> dict[Split, list[str]]:
     """Names of the files of each split; every split with a share gets one with a piece in it."""
     queue = sorted((name for name, pieces in found.items() if pieces), key=position)
-    wanted = [split for split in ("test", "val", "train") if shares[split] > 0]
+    order: tuple[Split, ...] = ("test", "val", "train")
+    wanted = [split for split in order if shares[split] > 0]
     if len(queue) < len(wanted):
         raise DataError(
             f"StdlibLabels: package {package!r} has {len(queue)} file(s) long enough for a piece and {len(wanted)} "

@@ -175,7 +175,7 @@ def _teacher_row(guide: Guide, scene: Scene) -> Row:
 
 
 def _tell(folder: Path, definition: Definition, facts: dict[str, float], scene: Scene) -> None:
-    unit = "token" if scene.task.unit == "tokens" else "image"
+    unit = scene.task.unit.removesuffix("s")
     full = 4 * definition.classes
     print(
         f"{facts['positions']:,} {unit}s in {facts['bytes'] / 1e6:,.1f} MB, {facts['bytes_per_position']:.1f} bytes "

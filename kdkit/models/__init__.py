@@ -9,9 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdkit.models._network import LanguageNetwork, Network, TextNetwork, VisionNetwork
+    from kdkit.models._language import LanguageNetwork
+    from kdkit.models._network import Network, VisionNetwork
     from kdkit.models._normalization import resolve_normalization
     from kdkit.models._profile import count_flops, count_parameters, measure_latency
+    from kdkit.models._texts import TextNetwork
     from kdkit.models._weights import convert_pickle, load_weights
     from kdkit.models.experts import multi_expert
     from kdkit.models.export import export_student
@@ -22,10 +24,10 @@ if TYPE_CHECKING:
     from kdkit.models.vision import hf_image_classifier, timm_model, torchvision_model
 
 _EXPORTS = {
-    "LanguageNetwork": "_network",
+    "LanguageNetwork": "_language",
     "Network": "_network",
     "ReusedClassifier": "reuse",
-    "TextNetwork": "_network",
+    "TextNetwork": "_texts",
     "VisionNetwork": "_network",
     "convert_pickle": "_weights",
     "count_flops": "_profile",

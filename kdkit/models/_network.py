@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdkit.errors import ConfigError
-from kdkit.features.taps import FeatureTap, LayerInfo, find_head, list_layers, unwrap
+from kdkit.features.taps import FeatureTap, LayerInfo, find_head, list_layers
 from kdkit.outputs import ModelOutput
 
-__all__ = ["LanguageNetwork", "Network", "TextNetwork", "VisionNetwork"]
+__all__ = ["Network", "VisionNetwork", "logits_of"]
 
 
 class Network(nn.Module):
@@ -60,20 +61,37 @@ class Network(nn.Module):
 
     def call(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The logits that the wrapped module gives for adapted inputs."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must define call; use VisionNetwork, LanguageNetwork or TextNetwork"
-        )
+        raise NotImplementedError(f"{type(self).__name__} must define call; use VisionNetwork or LanguageNetwork")
+
+    def answer(self, inputs: Mapping[str, Tensor]) -> ModelOutput:
+        """What the network says, without features."""
+        return ModelOutput(self.call(inputs))
+
+    def compile(self, **options: Any) -> None:  # type: ignore[override]
+        """Compile what is called in every step, in place, with ``torch.compile``."""
+        self.module.compile(**options)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """For as long as it lasts the network does all of its work, the head included."""
+        yield
 
     def forward(self, inputs: Mapping[str, Tensor]) -> ModelOutput:
         """Logits and tapped features."""
         if self._tap is None:
-            return ModelOutput(self.call(inputs))
+            return self.answer(inputs)
         with self._tap.recording() as features:
-            logits = self.call(inputs)
-        return ModelOutput(logits, dict(features))
+            output = self.answer(inputs)
+        output.features = dict(features)
+        return output
 
 
-def _logits(output: object) -> Tensor:
+def logits_of(output: object) -> Tensor:
+    """The logits in what a module returned.
+
+    Raises:
+        ConfigError: if there are none.
+    """
     if isinstance(output, Tensor):
         return output
     logits = getattr(output, "logits", None)
@@ -125,34 +143,4 @@ class VisionNetwork(Network):
         return image if weight is None or not weight.is_floating_point() else image.to(weight.dtype)
 
     def call(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        return _logits(self.module(self.prepare(inputs["image"])))
-
-
-class LanguageNetwork(Network):
-    """A causal language model called with ``input_ids``, ``attention_mask`` ``[B, 1, T, T]`` and ``position_ids``,
-    as those of ``transformers`` are; a module of the user's own needs the same three arguments."""
-
-    @property
-    def attention(self) -> str:
-        """The attention implementation, which decides the form of the mask."""
-        config = getattr(self.module, "config", None)
-        return getattr(config, "_attn_implementation", None) or "sdpa"
-
-    def call(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        options = {"use_cache": False} if hasattr(self.module, "config") else {}
-        return _logits(self.module(**inputs, **options))
-
-
-class TextNetwork(Network):
-    """A network of whole texts, such as a classifier, called with ``input_ids`` and ``attention_mask`` ``[B, T]`` and,
-    if it knows more than one kind of token, ``token_type_ids``, as those of ``transformers`` are."""
-
-    @property
-    def kinds(self) -> bool:
-        """Whether the module tells the second text of a pair by ``token_type_ids``."""
-        module = unwrap(self.module)
-        count = getattr(getattr(module, "config", None), "type_vocab_size", 2)
-        return (count or 0) > 1 and "token_type_ids" in inspect.signature(module.forward).parameters
-
-    def call(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        return _logits(self.module(**inputs))
+        return logits_of(self.module(self.prepare(inputs["image"])))

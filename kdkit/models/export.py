@@ -17,7 +17,8 @@ from kdkit.data._base import ImageSpec, LabelledTextSpec, Spec, TextSpec
 from kdkit.errors import ConfigError
 from kdkit.features.taps import unwrap
 from kdkit.models._build import Origin, origin_of, quiet_transformers
-from kdkit.models._network import Network, TextNetwork, VisionNetwork
+from kdkit.models._network import Network, VisionNetwork
+from kdkit.models._texts import TextNetwork
 
 __all__ = ["export_student"]
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from kdkit.data._base import Batch, LabelledTextSpec, Spec
 from kdkit.errors import ConfigError
-from kdkit.models._network import Network, TextNetwork
+from kdkit.models._network import Network
+from kdkit.models._texts import TextNetwork
 from kdkit.outputs import ModelOutput, StepOutputs
 from kdkit.tasks._base import Task
 from kdkit.tasks._labels import check_labels

@@ -13,7 +13,7 @@ from kdkit.data._base import ImageSpec, LabelledTextSpec, TextSpec
 from kdkit.errors import ConfigError, DataError
 from kdkit.losses import AttentionKLLoss, HiddenCosineLoss, HiddenMSELoss, MiniLMLoss
 from kdkit.models import hf_text_classifier
-from kdkit.models._network import TextNetwork
+from kdkit.models._texts import TextNetwork
 from kdkit.outputs import ModelOutput, StepOutputs
 from kdkit.tasks import CausalLM, Classification, SequenceClassification
 

@@ -21,7 +21,7 @@ from kdkit.data._tokenizer import given_tokenizer, tokenizer_key, trained_tokeni
 from kdkit.errors import DataError, InputError
 from kdkit.outputs import IGNORE_INDEX
 
-__all__ = ["TextRows"]
+__all__ = ["TextRows", "kept_rows"]
 
 _FORMAT = "rows 1"
 _FILE = "rows.safetensors"
@@ -77,7 +77,7 @@ class TextRows(InMemory):
                 for split, texts in documents().items()
             }
 
-        rows = _kept(store("text", self._fingerprint), make)
+        rows = kept_rows(store("text", self._fingerprint), make)
         self._splits = {split: Resident(tensors) for split, tensors in rows.items()}
 
     @property
@@ -115,7 +115,7 @@ def _training_texts(documents: Callable[[], _Documents]) -> Iterator[str]:
         yield document.text
 
 
-def _kept(folder: Path, make: Callable[[], dict[Split, dict[str, Tensor]]]) -> dict[Split, dict[str, Tensor]]:
+def kept_rows(folder: Path, make: Callable[[], dict[Split, dict[str, Tensor]]]) -> dict[Split, dict[str, Tensor]]:
     """Rows by split from the store; made and put there when they are missing or the file is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file

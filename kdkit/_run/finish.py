@@ -82,6 +82,8 @@ def _teacher_rows(scene: Scene, guide: Guide, name: str, taught: Teacher | None)
     if isinstance(guide.teacher, CachedTeacher):
         row = cached_row(guide.teacher)
         return [] if row is None else [row]
+    if not guide.members:
+        return []  # behind a server
     if guide.learners:
         return [
             measure(

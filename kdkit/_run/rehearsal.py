@@ -32,7 +32,10 @@ def rehearse(cfg: DictConfig, scene: Scene, objective: Objective) -> None:
     teacher = cfg.teacher
     if teacher is None or cfg.teacher_loss or cfg.chain:
         return
-    if teacher.get("ema") is not None or teacher.get("cached") is not None or teacher.weights is not None:
+    if (
+        any(teacher.get(kind) is not None for kind in ("ema", "cached", "served", "routed"))
+        or teacher.weights is not None
+    ):
         return
     heads = any(loss.needs_heads for _, loss in objective)
     if not (objective.pairs or heads or cfg.student.get("classifier") is not None):

@@ -43,6 +43,8 @@ class TextSpec:
     bos_token_id: int | None = None
     tokenizer: Any = field(default=None, compare=False, repr=False)
     """A ``transformers.PreTrainedTokenizerFast``, exported beside the student."""
+    sources: tuple[str, ...] = ()
+    """Names of the sources of the documents, where the set tells them apart; batches number them by ``source``."""
     kind: Literal["text"] = "text"
 
 
@@ -83,7 +85,8 @@ class DataModule(ABC):
     Text batches hold ``input_ids`` and ``labels`` int64 ``[B, T]`` (labels are NOT shifted, -100 where nothing is
     to be learnt: prompts, padding), ``document_ids`` int64 ``[B, T]`` (0 = padding; tokens attend within one
     document only), ``position_ids`` int64 ``[B, T]`` (restart with each document), ``num_bytes`` int64 ``[B, T]``
-    (UTF-8 bytes that each token stands for) and ``index`` int64 ``[B]``.
+    (UTF-8 bytes that each token stands for) and ``index`` int64 ``[B]``; where the set tells sources apart also
+    ``source`` int64 ``[B, T]``, the place of each token's source in ``spec.sources`` (-1 for padding).
     Batches of labelled texts hold ``input_ids``, ``attention_mask`` (1 for tokens, 0 for padding) and
     ``token_type_ids`` (1 for the second text of a pair) int64 ``[B, T]`` with ``T`` the longest of the batch,
     ``label`` int64 ``[B]`` (-100 = unlabelled) and ``index`` int64 ``[B]``.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ __all__ = ["TextRows", "kept_rows"]
 
 _FORMAT = "rows 1"
 _FILE = "rows.safetensors"
+_NAMES = "sources"
 
 
 class TextRows(InMemory):
@@ -39,6 +42,7 @@ class TextRows(InMemory):
         context: tokens per row.
         packing: whether documents share rows (they stay apart in attention by ``document_ids``); if not, each begins
             a row of its own and the rest of its last row is padding. Nothing is cut off either way.
+        sourced: whether rows say which source each token is of; ``corpus.key`` then covers the sources.
 
     Raises:
         DataError: when a split has no text, or the tokenizer cannot be used.
@@ -49,7 +53,15 @@ class TextRows(InMemory):
     fixed = True
 
     def __init__(
-        self, corpus: Corpus, *, name: str, tokenizer: Any, vocab_size: int, context: int, packing: bool
+        self,
+        corpus: Corpus,
+        *,
+        name: str,
+        tokenizer: Any,
+        vocab_size: int,
+        context: int,
+        packing: bool,
+        sourced: bool = False,
     ) -> None:
         if context < 2:
             raise InputError(f"{name}: context must be at least 2 tokens, got {context}")
@@ -59,7 +71,7 @@ class TextRows(InMemory):
             tokenizer = trained_tokenizer(_training_texts(documents), corpus.key, vocab_size, context)
         else:
             tokenizer = given_tokenizer(tokenizer)
-        self.spec = TextSpec(
+        spec = TextSpec(
             vocab_size=max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1),
             context=context,
             pad_token_id=tokenizer.pad_token_id,
@@ -68,16 +80,22 @@ class TextRows(InMemory):
             tokenizer=tokenizer,
         )
         shown = [_FORMAT, corpus.key, tokenizer_key(tokenizer), context, packing]
-        self._fingerprint = sha256_json(shown)
+        self._fingerprint = sha256_json([*shown, "sources"] if sourced else shown)
 
         def make() -> dict[Split, dict[str, Tensor]]:
             encoder, pad = Encoder(tokenizer), tokenizer.pad_token_id
-            return {
-                split: pack(encoder(texts), context, pad_token_id=pad, packing=packing)
-                for split, texts in documents().items()
-            }
+            names = _source_names(documents()) if sourced else ()
+            rows: dict[Any, dict[str, Tensor]] = {}
+            for split, texts in documents().items():
+                own = [names.index(document.source) for document in texts] if sourced else None
+                rows[split] = pack(encoder(texts), context, pad_token_id=pad, packing=packing, sources=own)
+            if sourced:
+                rows[_NAMES] = {"utf8": torch.tensor(list(json.dumps(names).encode()), dtype=torch.uint8)}
+            return rows
 
-        rows = kept_rows(store("text", self._fingerprint), make)
+        rows: dict[Any, dict[str, Tensor]] = dict(kept_rows(store("text", self._fingerprint), make))
+        names = json.loads(bytes(rows.pop(_NAMES)["utf8"].tolist())) if sourced else []
+        self.spec = replace(spec, sources=tuple(names))
         self._splits = {split: Resident(tensors) for split, tensors in rows.items()}
 
     @property
@@ -95,6 +113,7 @@ class TextRows(InMemory):
             "position_ids": positions(document_ids),
             "num_bytes": batch["num_bytes"].long(),
             "index": batch["index"],
+            **({"source": batch["source"].long()} if "source" in batch else {}),
         }
 
 
@@ -106,6 +125,11 @@ def _checked(name: str, documents: _Documents) -> _Documents:
         if not any(document.text for document in texts):
             raise DataError(f"{name}: the {split} split holds no text")
     return documents
+
+
+def _source_names(documents: _Documents) -> list[str]:
+    """Names of all sources, sorted."""
+    return sorted({document.source for texts in documents.values() for document in texts})
 
 
 def _training_texts(documents: Callable[[], _Documents]) -> Iterator[str]:

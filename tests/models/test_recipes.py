@@ -67,8 +67,9 @@ def save_pretrained(name: str, folder: Path) -> None:
 
 def test_there_are_recipes_and_each_can_be_picked_twice() -> None:
     assert len(NAMES) >= 15
+    others = {"none", "ema", "cached", "served", "routed", "_train"}
     for role in ("student", "teacher"):
-        picked = {path.stem for path in (RECIPES / role).glob("*.yaml")} - {"none", "ema", "cached", "_train"}
+        picked = {path.stem for path in (RECIPES / role).glob("*.yaml")} - others
         assert picked == set(NAMES)
 
 
@@ -80,7 +81,7 @@ def test_builds_and_runs(config_dir: Path, tmp_path: Path, name: str) -> None:
     teacher = composed(config_dir, f"teacher={name}", *needed("teacher", name, tmp_path)).teacher
     keys = {"model", "weights", "normalization", "input_size"}
     assert set(student) == keys
-    assert set(teacher) == {*keys, "ensemble", "members", "train"}
+    assert set(teacher) == {*keys, "ensemble", "shares", "members", "train"}
     assert OmegaConf.to_container(teacher.model) == OmegaConf.to_container(student.model)
     assert set(teacher.train) == {"seed", "epochs", "max_steps", "batch_size", "optim", "scheduler", "data", "engine"}
     module = instantiate(student.model)

@@ -15,7 +15,7 @@ from kdkit._run.build import Scene, make_accelerator, set_scene
 from kdkit._run.folder import run_environment
 from kdkit._run.results import Row, measure
 from kdkit._run.teacher import Guide, provide_teacher
-from kdkit.data._base import ImageSpec
+from kdkit.data._base import TextSpec
 from kdkit.engine.callbacks import make_progress
 from kdkit.errors import ConfigError
 from kdkit.objective import Objective
@@ -115,7 +115,7 @@ def _definition(cfg: DictConfig, scene: Scene, guide: Guide, name: str) -> Defin
     told = classes if probe.sparse is None else probe.sparse.ids.shape[-1]
     k = min(64, told) if cfg.cache.k is None else int(cfg.cache.k)
     if k > classes:
-        what = "classes" if isinstance(spec, ImageSpec) else "entries of the vocabulary"
+        what = "entries of the vocabulary" if isinstance(spec, TextSpec) else "classes"
         raise ConfigError(f"cache.k must be at most the {classes} {what}, got {k}; set cache.k={classes} to keep all")
     if k > told:
         raise ConfigError(f"cache.k must be at most the {told} entries that the server is asked for, got {k}")
@@ -193,7 +193,7 @@ def _teacher_row(guide: Guide, scene: Scene) -> dict[str, Any] | None:
 
 
 def _tell(folder: Path, definition: Definition, facts: dict[str, Any], scene: Scene) -> None:
-    unit = "token" if scene.task.unit == "tokens" else "image"
+    unit = scene.task.unit.removesuffix("s")
     lost = "not known" if facts["kl"] is None else f"{facts['kl']:.3g} nats per {unit}"
     full = 4 * definition.classes
     print(

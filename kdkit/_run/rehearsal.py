@@ -13,7 +13,7 @@ from kdkit._run.distill import build_distiller, network_name
 from kdkit._run.networks import Trained
 from kdkit._run.reuse import reuse_classifier
 from kdkit._run.teacher import Guide
-from kdkit.data._base import ImageSpec
+from kdkit.data._base import TextSpec
 from kdkit.models._build import origin_of
 from kdkit.objective import Objective
 from kdkit.teachers._base import Teacher
@@ -73,7 +73,7 @@ def _no_means(teacher: Teacher, scene: Scene) -> Callable[[str], Tensor]:
 
     def means(pair: str) -> Tensor:
         spec = scene.data.spec
-        assert isinstance(spec, ImageSpec)
+        assert not isinstance(spec, TextSpec)
         width = teacher(scene.probe_batch()).features[pair].shape[1]
         return torch.zeros(spec.num_classes, width, device=scene.device)
 

@@ -23,7 +23,7 @@ from kdkit.data._tokenizer import given_tokenizer, tokenizer_key, trained_tokeni
 from kdkit.errors import DataError, InputError
 from kdkit.outputs import IGNORE_INDEX
 
-__all__ = ["TextRows"]
+__all__ = ["TextRows", "kept_rows"]
 
 _FORMAT = "rows 1"
 _FILE = "rows.safetensors"
@@ -93,7 +93,7 @@ class TextRows(InMemory):
                 rows[_NAMES] = {"utf8": torch.tensor(list(json.dumps(names).encode()), dtype=torch.uint8)}
             return rows
 
-        rows: dict[Any, dict[str, Tensor]] = dict(_kept(store("text", self._fingerprint), make))
+        rows: dict[Any, dict[str, Tensor]] = dict(kept_rows(store("text", self._fingerprint), make))
         names = json.loads(bytes(rows.pop(_NAMES)["utf8"].tolist())) if sourced else []
         self.spec = replace(spec, sources=tuple(names))
         self._splits = {split: Resident(tensors) for split, tensors in rows.items()}
@@ -139,7 +139,7 @@ def _training_texts(documents: Callable[[], _Documents]) -> Iterator[str]:
         yield document.text
 
 
-def _kept(folder: Path, make: Callable[[], dict[Split, dict[str, Tensor]]]) -> dict[Split, dict[str, Tensor]]:
+def kept_rows(folder: Path, make: Callable[[], dict[Split, dict[str, Tensor]]]) -> dict[Split, dict[str, Tensor]]:
     """Rows by split from the store; made and put there when they are missing or the file is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file

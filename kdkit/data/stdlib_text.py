@@ -13,7 +13,7 @@ from kdkit.data._documents import Corpus, Document, check_shares, content_key, d
 from kdkit.data._text_rows import TextRows
 from kdkit.errors import DataError, InputError
 
-__all__ = ["StdlibText"]
+__all__ = ["StdlibText", "read_library"]
 
 
 class StdlibText(TextRows):
@@ -59,7 +59,7 @@ class StdlibText(TextRows):
             raise InputError(f"StdlibText: source must be package or null, got {source!r}")
         if max_bytes is not None and max_bytes < 1:
             raise InputError(f"StdlibText: max_bytes must be at least 1, got {max_bytes}; null takes all files")
-        files = _read(Path(sysconfig.get_paths()["stdlib"]), set(exclude))
+        files = read_library(Path(sysconfig.get_paths()["stdlib"]), set(exclude))
         if max_bytes is not None:
             files = _cap(files, max_bytes)
         splits = divide(list(files), val_share, test_share, "StdlibText")
@@ -89,7 +89,7 @@ def _package(name: str, source: str | None) -> str:
     return name.split("/")[0] if "/" in name else "modules"
 
 
-def _read(root: Path, exclude: set[str]) -> dict[str, str]:
+def read_library(root: Path, exclude: set[str]) -> dict[str, str]:
     """Relative path -> text, by path, without what is excluded, undecodable, empty or there already."""
     exclude = exclude | {"site-packages", "dist-packages", "__pycache__"}
     files: dict[str, str] = {}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdkit.data._base import Batch, ImageSpec, TextSpec
+from kdkit.data._base import Batch, Spec, TextSpec
 from kdkit.errors import ConfigError, did_you_mean
 
 __all__ = ["check_routes", "shares_of", "source_names", "sources_of"]
@@ -44,9 +44,9 @@ def check_routes(routes: Any, teachers: Sequence[str], where: str = "teacher.rou
         raise ConfigError(f"{where}.teachers.{unused[0]} serves no source; name it in {where}.routes, or leave it out")
 
 
-def source_names(spec: ImageSpec | TextSpec) -> tuple[str, ...]:
-    """Sources that the data tell apart: those of texts, or the classes of images."""
-    return spec.class_names if isinstance(spec, ImageSpec) else spec.sources
+def source_names(spec: Spec) -> tuple[str, ...]:
+    """Sources that the data tell apart: those of texts, or the classes of images and labelled texts."""
+    return spec.sources if isinstance(spec, TextSpec) else spec.class_names
 
 
 def shares_of(routes: Routes, teachers: Sequence[str], names: Sequence[str]) -> Tensor:
@@ -86,9 +86,9 @@ def shares_of(routes: Routes, teachers: Sequence[str], names: Sequence[str]) -> 
     return table / table.sum(dim=1, keepdim=True).clamp(min=1e-30)
 
 
-def sources_of(batch: Batch, spec: ImageSpec | TextSpec) -> Tensor:
+def sources_of(batch: Batch, spec: Spec) -> Tensor:
     """Number of the source of each sample ``[B]`` or of each token that predicts ``[B, T - 1]``; -1 for none."""
-    if isinstance(spec, ImageSpec):
+    if not isinstance(spec, TextSpec):
         return batch["source"] if "source" in batch else batch["label"].clamp(min=-1)
     if "source" in batch:
         return batch["source"][:, :-1]

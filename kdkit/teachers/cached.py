@@ -186,7 +186,8 @@ def sample_checks(batch: Batch) -> Tensor:
         return torch.zeros_like(batch["index"])
     places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
     weights = (places * 6364136223846793005 + 1442695040888963407) | 1  # int64 arithmetic wraps around
-    return ((ids + 1) * weights).sum(dim=1)
+    own = (ids + 1) * batch["attention_mask"] if "attention_mask" in batch else ids + 1  # padding depends on the others
+    return (own * weights).sum(dim=1)
 
 
 def check_samples(data: DataModule, who: str) -> None:

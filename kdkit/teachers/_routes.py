@@ -89,7 +89,8 @@ def shares_of(routes: Routes, teachers: Sequence[str], names: Sequence[str]) -> 
 def sources_of(batch: Batch, spec: Spec) -> Tensor:
     """Number of the source of each sample ``[B]`` or of each token that predicts ``[B, T - 1]``; -1 for none."""
     if not isinstance(spec, TextSpec):
-        return batch["source"] if "source" in batch else batch["label"].clamp(min=-1)
+        labels = batch["label"]
+        return labels.clamp(min=-1) if spec.class_names else torch.full_like(labels, -1, dtype=torch.long)
     if "source" in batch:
         return batch["source"][:, :-1]
     return torch.full_like(batch["input_ids"][:, :-1], -1)

@@ -83,7 +83,7 @@ class ServedTeacher(Teacher):
         key_variable: str | None = None,
     ) -> None:
         if not isinstance(task.spec, TextSpec):
-            raise ConfigError(f"teacher=served answers about text, and the data of task {task.name} are images")
+            raise ConfigError(f"teacher=served answers about text token by token, unlike task={task.name}")
         if form not in FORMS:
             raise ConfigError(
                 f"teacher.served.form must be prompt_logprobs or echo, got {form!r}{did_you_mean(form, FORMS)}"

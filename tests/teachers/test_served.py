@@ -201,7 +201,7 @@ def test_images_and_features_are_refused(text: StdlibText, server: Server) -> No
     from kdkit.data import Tensors
 
     data = Tensors(torch.zeros(4, 1, 4, 4, dtype=torch.uint8), torch.arange(4) % 2, name="made up")
-    with pytest.raises(ConfigError, match="teacher=served answers about text"):
+    with pytest.raises(ConfigError, match="teacher=served answers about text token by token"):
         ServedTeacher(Classification(data.spec), url=server.url, model="large", vocab_size=300)
     teacher = served(text, server)
     teacher.tap({})

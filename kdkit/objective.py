@@ -18,7 +18,8 @@ from kdkit.schedules import Schedule, as_schedule
 __all__ = ["Counts", "Objective"]
 
 Counts = Mapping[str, float | Tensor]
-"""Global number of ``positions`` and ``labelled`` positions of an optimizer step."""
+"""Global number of ``positions`` and ``labelled`` positions of an optimizer step, and of ``groups`` where the teacher
+has a tokenizer of its own."""
 
 
 class Objective(nn.Module):
@@ -88,7 +89,9 @@ class Objective(nn.Module):
     @staticmethod
     def local_counts(out: StepOutputs) -> dict[str, Tensor]:
         """Number of ``positions`` and ``labelled`` positions of one micro-batch, or the sum of their weights."""
-        return {"positions": _total(out.positions(), out.weights), "labelled": _total(out.labelled(), out.weights)}
+        counted = {"positions": out.positions(), "labelled": out.labelled()}
+        counted |= {} if out.alignment is None else {"groups": out.groups()}
+        return {kind: _total(where, out.weights) for kind, where in counted.items()}
 
     def forward(self, out: StepOutputs, totals: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Total and named terms.
@@ -109,11 +112,11 @@ class Objective(nn.Module):
         for feature in out.student.features.values():
             total = total + feature.flatten()[:0].sum(dtype=torch.float32)
         sums: dict[str, Tensor] = {}
+        kinds = {name: loss.counts if loss.counts in local else "positions" for name, loss in self}
         for name, loss in self:
             loss.progress = out.progress
             values = loss.compute(out)
-            sums[name] = values * local[loss.counts] if values.ndim == 0 else _weighted(values, out.weights).sum()
-        kinds = {name: loss.counts for name, loss in self}
+            sums[name] = values * local[kinds[name]] if values.ndim == 0 else _weighted(values, out.weights).sum()
         terms = {name: value / _positive(counts[kinds[name]]) for name, value in sums.items()}
         weights = self.weights(out.progress)
         factors = self._factors(sums, local, kinds, weights, out.progress)
@@ -130,7 +133,7 @@ class Objective(nn.Module):
         self,
         sums: Mapping[str, Tensor],
         local: Counts,
-        kinds: Mapping[str, Literal["positions", "labelled"]],
+        kinds: Mapping[str, str],
         weights: Mapping[str, float],
         progress: float,
     ) -> dict[str, Tensor] | None:

@@ -165,6 +165,15 @@ def _prune(cfg: DictConfig, context: Context) -> None:
             cfg.teacher = {"ema": teacher.ema}  # a loss may ask for it whatever network an experiment chose
         elif isinstance(teacher, DictConfig) and teacher.get("cached") is not None:
             cfg.teacher = {"cached": teacher.cached}  # an experiment may say how it would train a live one
+        _prune_tokenizer(cfg, context)
+
+
+def _prune_tokenizer(cfg: DictConfig, context: Context) -> None:
+    """An experiment may name the tokenizer of a teacher that was not chosen; one that was typed stays."""
+    teacher, data = cfg.get("teacher") or {}, cfg.get("data") or {}
+    typed = any(word.lstrip("+").startswith("data.teacher_tokenizer") for word in context.overrides)
+    if (teacher.get("ema") or teacher.get("cached")) and data.get("teacher_tokenizer") and not typed:
+        cfg.data.teacher_tokenizer = None
 
 
 def _refuse_typed_teacher(context: Context) -> None:

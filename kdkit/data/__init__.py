@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kdkit.errors import did_you_mean
 
 if TYPE_CHECKING:
+    from kdkit.data._alignment import align_tokens, match_vocabularies
     from kdkit.data._base import Batch, DataModule, ImageSpec, Split, TextSpec
     from kdkit.data._tensor_images import Images, TensorImages
     from kdkit.data.augment import CropFlip, ShiftRotate
@@ -45,9 +46,12 @@ __all__ = [
     "Tensors",
     "TextFiles",
     "TextSpec",
+    "align_tokens",
+    "match_vocabularies",
 ]
 
 _FILES = {
+    "_alignment": ("align_tokens", "match_vocabularies"),
     "_base": ("Batch", "DataModule", "ImageSpec", "Split", "TextSpec"),
     "_tensor_images": ("Images", "TensorImages"),
     "augment": ("CropFlip", "ShiftRotate"),

@@ -43,6 +43,8 @@ class TextSpec:
     bos_token_id: int | None = None
     tokenizer: Any = field(default=None, compare=False, repr=False)
     """A ``transformers.PreTrainedTokenizerFast``, exported beside the student."""
+    teacher: TextSpec | None = None
+    """The same for the teacher, where it has a tokenizer of its own; ``None`` where both share one."""
     kind: Literal["text"] = "text"
 
 
@@ -61,7 +63,10 @@ class DataModule(ABC):
     Text batches hold ``input_ids`` and ``labels`` int64 ``[B, T]`` (labels are NOT shifted, -100 where nothing is
     to be learnt: prompts, padding), ``document_ids`` int64 ``[B, T]`` (0 = padding; tokens attend within one
     document only), ``position_ids`` int64 ``[B, T]`` (restart with each document), ``num_bytes`` int64 ``[B, T]``
-    (UTF-8 bytes that each token stands for) and ``index`` int64 ``[B]``.
+    (UTF-8 bytes that each token stands for) and ``index`` int64 ``[B]``. Where the teacher has a tokenizer of its own
+    they also hold the same text in its tokens, ``teacher_input_ids``, ``teacher_document_ids`` and
+    ``teacher_position_ids`` int64 ``[B, T']``, and by ``groups`` ``[B, T]`` and ``teacher_groups`` ``[B, T']`` which
+    tokens cover the same bytes (numbered from 1 in each row, 0 = compared with nothing).
 
     Everything is a function of ``(seed, epoch, batch number)`` and never of global random state, so that a
     resumed, a sharded and an unbroken run see the same batches.

@@ -16,14 +16,15 @@ from kdkit.data._documents import Corpus, Document
 from kdkit.data._encoding import Encoder
 from kdkit.data._in_memory import InMemory, Resident
 from kdkit.data._packing import pack, positions
+from kdkit.data._pairing import pack_pairs, pair_up
 from kdkit.data._store import keep, store
-from kdkit.data._tokenizer import given_tokenizer, tokenizer_key, trained_tokenizer
+from kdkit.data._tokenizer import given_tokenizer, teachers_tokenizer, tokenizer_key, trained_tokenizer
 from kdkit.errors import DataError, InputError
 from kdkit.outputs import IGNORE_INDEX
 
 __all__ = ["TextRows"]
 
-_FORMAT = "rows 1"
+_FORMAT, _PAIRED = "rows 1", "paired rows 1"
 _FILE = "rows.safetensors"
 
 
@@ -39,6 +40,9 @@ class TextRows(InMemory):
         context: tokens per row.
         packing: whether documents share rows (they stay apart in attention by ``document_ids``); if not, each begins
             a row of its own and the rest of its last row is padding. Nothing is cut off either way.
+        teacher_tokenizer: of a teacher with a tokenizer of its own, see :func:`teachers_tokenizer`; ``None`` where it
+            shares the student's. A row then holds the same text in both, cut where tokens of both end, and at most
+            ``context`` tokens of either; bytes that fit into no row are counted in :meth:`describe`.
 
     Raises:
         DataError: when a split has no text, or the tokenizer cannot be used.
@@ -49,7 +53,15 @@ class TextRows(InMemory):
     fixed = True
 
     def __init__(
-        self, corpus: Corpus, *, name: str, tokenizer: Any, vocab_size: int, context: int, packing: bool
+        self,
+        corpus: Corpus,
+        *,
+        name: str,
+        tokenizer: Any,
+        vocab_size: int,
+        context: int,
+        packing: bool,
+        teacher_tokenizer: Any = None,
     ) -> None:
         if context < 2:
             raise InputError(f"{name}: context must be at least 2 tokens, got {context}")
@@ -59,26 +71,35 @@ class TextRows(InMemory):
             tokenizer = trained_tokenizer(_training_texts(documents), corpus.key, vocab_size, context)
         else:
             tokenizer = given_tokenizer(tokenizer)
-        self.spec = TextSpec(
-            vocab_size=max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1),
-            context=context,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            tokenizer=tokenizer,
-        )
-        shown = [_FORMAT, corpus.key, tokenizer_key(tokenizer), context, packing]
+        other = None
+        if teacher_tokenizer is not None:
+            texts = _training_texts(documents)
+            other = teachers_tokenizer(teacher_tokenizer, texts, corpus.key, vocab_size, context)
+            other = None if tokenizer_key(other) == tokenizer_key(tokenizer) else other
+        self.spec = _spec(tokenizer, context, None if other is None else _spec(other, context))
+        shown: list[Any] = [_FORMAT, corpus.key, tokenizer_key(tokenizer), context, packing]
+        if other is not None:
+            shown += [_PAIRED, tokenizer_key(other)]
         self._fingerprint = sha256_json(shown)
-
-        def make() -> dict[Split, dict[str, Tensor]]:
-            encoder, pad = Encoder(tokenizer), tokenizer.pad_token_id
-            return {
-                split: pack(encoder(texts), context, pad_token_id=pad, packing=packing)
-                for split, texts in documents().items()
-            }
-
-        rows = _kept(store("text", self._fingerprint), make)
+        folder = store("text", self._fingerprint)
+        if other is None:
+            self._teacher_rows: Callable[[], TextRows] = lambda: self
+            rows = _kept(folder, lambda: _rows(tokenizer, documents(), context, packing))
+        else:
+            options: dict[str, Any] = {"vocab_size": vocab_size, "context": context, "packing": packing}
+            self._teacher_rows = functools.cache(lambda: TextRows(corpus, name=name, tokenizer=other, **options))
+            rows = _kept(folder, lambda: _paired_rows((tokenizer, other), documents(), context, packing))
+        self._left_out = {split: int(tensors.pop("left_out", torch.zeros(()))) for split, tensors in rows.items()}
         self._splits = {split: Resident(tensors) for split, tensors in rows.items()}
+
+    def for_teacher(self) -> TextRows:
+        """The same documents as the teacher reads them when it is alone: rows of its own tokenizer."""
+        return self._teacher_rows()
+
+    def describe(self) -> dict[str, Any]:
+        """Name, fingerprint and sizes; with two tokenizers, the bytes of each split that are in no row."""
+        facts = super().describe()
+        return facts if self.spec.teacher is None else {**facts, "left_out_bytes": dict(self._left_out)}
 
     @property
     def fingerprint(self) -> str:
@@ -88,7 +109,7 @@ class TextRows(InMemory):
     def _finish(self, batch: Batch, random: torch.Generator | None) -> Batch:
         input_ids = batch["input_ids"].long()
         document_ids = batch["document_ids"].long()
-        return {
+        finished = {
             "input_ids": input_ids,
             "labels": input_ids.masked_fill(~batch["learn"], IGNORE_INDEX),
             "document_ids": document_ids,
@@ -96,9 +117,44 @@ class TextRows(InMemory):
             "num_bytes": batch["num_bytes"].long(),
             "index": batch["index"],
         }
+        if "groups" in batch:
+            documents = batch["teacher_document_ids"].long()
+            finished |= {name: batch[name].long() for name in ("groups", "teacher_input_ids", "teacher_groups")}
+            finished |= {"teacher_document_ids": documents, "teacher_position_ids": positions(documents)}
+        return finished
 
 
 _Documents = Mapping[Split, Sequence[Document]]
+_Rows = dict[Split, dict[str, Tensor]]
+
+
+def _spec(tokenizer: Any, context: int, teacher: TextSpec | None = None) -> TextSpec:
+    return TextSpec(
+        vocab_size=max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1),
+        context=context,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        tokenizer=tokenizer,
+        teacher=teacher,
+    )
+
+
+def _rows(tokenizer: Any, documents: _Documents, context: int, packing: bool) -> _Rows:
+    encoder, pad = Encoder(tokenizer), tokenizer.pad_token_id
+    return {
+        split: pack(encoder(texts), context, pad_token_id=pad, packing=packing) for split, texts in documents.items()
+    }
+
+
+def _paired_rows(tokenizers: tuple[Any, Any], documents: _Documents, context: int, packing: bool) -> _Rows:
+    encoders, pads = [Encoder(tokenizer) for tokenizer in tokenizers], tuple(each.pad_token_id for each in tokenizers)
+    rows: _Rows = {}
+    for split, texts in documents.items():
+        pairs = pair_up(*(encoder(texts) for encoder in encoders))
+        tensors, left = pack_pairs(pairs, context, pad_token_ids=pads, packing=packing)  # type: ignore[arg-type]
+        rows[split] = {**tensors, "left_out": torch.tensor(left)}
+    return rows
 
 
 def _checked(name: str, documents: _Documents) -> _Documents:
@@ -115,7 +171,7 @@ def _training_texts(documents: Callable[[], _Documents]) -> Iterator[str]:
         yield document.text
 
 
-def _kept(folder: Path, make: Callable[[], dict[Split, dict[str, Tensor]]]) -> dict[Split, dict[str, Tensor]]:
+def _kept(folder: Path, make: Callable[[], _Rows]) -> _Rows:
     """Rows by split from the store; made and put there when they are missing or the file is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
@@ -131,7 +187,7 @@ def _kept(folder: Path, make: Callable[[], dict[Split, dict[str, Tensor]]]) -> d
         flat = {f"{split}.{name}": tensor for split, tensors in rows.items() for name, tensor in tensors.items()}
         keep(folder, lambda temporary: save_file(flat, temporary / _FILE))
         return rows
-    out: dict[Split, dict[str, Tensor]] = {}
+    out: _Rows = {}
     for key, tensor in flat.items():
         split, name = key.split(".")
         out.setdefault(split, {})[name] = tensor  # type: ignore[arg-type]

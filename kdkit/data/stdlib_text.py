@@ -33,6 +33,8 @@ class StdlibText(TextRows):
         vocab_size: entries of the trained tokenizer.
         context: tokens per row.
         packing: whether files share rows.
+        teacher_tokenizer: of a teacher whose tokenizer is another: a folder, a hub name or a fast tokenizer, or
+            ``{"kind": "unigram" or "bpe", "vocab_size": ...}`` to train one; ``None`` where both share one.
 
     Raises:
         DataError: when there are too few files.
@@ -50,6 +52,7 @@ class StdlibText(TextRows):
         vocab_size: int = 4096,
         context: int = 256,
         packing: bool = True,
+        teacher_tokenizer: Any = None,
     ) -> None:
         check_shares(val_share, test_share)
         if max_bytes is not None and max_bytes < 1:
@@ -72,6 +75,7 @@ class StdlibText(TextRows):
             vocab_size=vocab_size,
             context=context,
             packing=packing,
+            teacher_tokenizer=teacher_tokenizer,
         )
 
 

@@ -39,6 +39,8 @@ class TextFiles(TextRows):
         vocab_size: entries of the trained tokenizer.
         context: tokens per row.
         packing: whether documents share rows.
+        teacher_tokenizer: of a teacher whose tokenizer is another: a folder, a hub name or a fast tokenizer, or
+            ``{"kind": "unigram" or "bpe", "vocab_size": ...}`` to train one; ``None`` where both share one.
 
     Raises:
         DataError: when files or fields are missing, or there are too few documents.
@@ -59,6 +61,7 @@ class TextFiles(TextRows):
         vocab_size: int = 4096,
         context: int = 256,
         packing: bool = True,
+        teacher_tokenizer: Any = None,
     ) -> None:
         check_shares(val_share, test_share)
         fields = Fields(text_field, prompt_field, completion_field)
@@ -76,6 +79,7 @@ class TextFiles(TextRows):
             vocab_size=vocab_size,
             context=context,
             packing=packing,
+            teacher_tokenizer=teacher_tokenizer,
         )
 
 

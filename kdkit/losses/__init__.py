@@ -37,6 +37,7 @@ from kdkit.losses.f_divergence import FDivergenceLoss, f_divergence_loss
 from kdkit.losses.fitnets import FitNetsLoss, fitnets_loss
 from kdkit.losses.fsp import FSPLoss, fsp_loss
 from kdkit.losses.ft import FTLoss, ft_loss
+from kdkit.losses.gold import GOLDLoss, gold_loss
 from kdkit.losses.gram import GramLoss, gram_loss
 from kdkit.losses.hellinger import HellingerLoss, hellinger_loss
 from kdkit.losses.hidden_cosine import HiddenCosineLoss, hidden_cosine_loss
@@ -86,6 +87,7 @@ from kdkit.losses.tfkd import TfKDLoss, tfkd_loss
 from kdkit.losses.topk import TopKLoss, topk_loss
 from kdkit.losses.total_variation import TotalVariationLoss, total_variation_loss
 from kdkit.losses.ttm import TTMLoss, ttm_loss
+from kdkit.losses.uld import ULDLoss, uld_loss
 from kdkit.losses.uskd import USKDLoss, uskd_loss
 from kdkit.losses.vid import VIDLoss, vid_loss
 from kdkit.losses.vitkd import ViTKDLoss, vitkd_loss
@@ -127,6 +129,7 @@ __all__ = [
     "FeaturesLoss",
     "FitNetsLoss",
     "FusedParts",
+    "GOLDLoss",
     "GramLoss",
     "HellingerLoss",
     "HiddenCosineLoss",
@@ -180,6 +183,7 @@ __all__ = [
     "TfKDLoss",
     "TopKLoss",
     "TotalVariationLoss",
+    "ULDLoss",
     "USKDLoss",
     "VIDLoss",
     "ViTKDLoss",
@@ -218,6 +222,7 @@ __all__ = [
     "fused_linear_divergence",
     "fused_sampled_divergence",
     "fused_topk_divergence",
+    "gold_loss",
     "gram_loss",
     "hellinger_loss",
     "hidden_cosine_loss",
@@ -271,6 +276,7 @@ __all__ = [
     "topk_loss",
     "total_variation_loss",
     "ttm_loss",
+    "uld_loss",
     "uskd_loss",
     "vid_loss",
     "vitkd_loss",

@@ -12,6 +12,7 @@ from kdkit.balancing import Balancer
 from kdkit.errors import ConfigError, did_you_mean
 from kdkit.losses._base import DistillationLoss
 from kdkit.losses._connectors import unused
+from kdkit.losses._from_heads import head_term, reads_logits, shares
 from kdkit.outputs import StepOutputs
 from kdkit.schedules import Schedule, as_schedule
 
@@ -108,17 +109,23 @@ class Objective(nn.Module):
         local = self.local_counts(out)
         counts = local if totals is None else totals
         # empty sums: exactly 0, and attached to the graph (projectors too) even where every weight is 0
-        total = out.student.logits.flatten()[:0].sum(dtype=torch.float32)
+        said = out.student.logits if out.student.head is None else out.student.head.hidden
+        total = said[:0].sum(dtype=torch.float32)
         for feature in out.student.features.values():
-            total = total + feature.flatten()[:0].sum(dtype=torch.float32)
-        sums: dict[str, Tensor] = {}
-        kinds = {name: loss.counts if loss.counts in local else "positions" for name, loss in self}
-        for name, loss in self:
+            total = total + feature[:0].sum(dtype=torch.float32)
+        for _, loss in self:
             loss.progress = out.progress
+        kinds = {name: loss.counts if loss.counts in local else "positions" for name, loss in self}
+        weights = self.weights(out.progress)
+        if out.student.head is not None:
+            return self._from_heads(
+                out, total, {name: _positive(counts[kind]) for name, kind in kinds.items()}, weights
+            )
+        sums: dict[str, Tensor] = {}
+        for name, loss in self:
             values = loss.compute(out)
             sums[name] = values * local[kinds[name]] if values.ndim == 0 else _weighted(values, out.weights).sum()
         terms = {name: value / _positive(counts[kinds[name]]) for name, value in sums.items()}
-        weights = self.weights(out.progress)
         factors = self._factors(sums, local, kinds, weights, out.progress)
         for name, term in terms.items():
             if weights[name] != 0.0:
@@ -128,6 +135,35 @@ class Objective(nn.Module):
         if self.balance is not None and (penalty := self.balance.penalty()) is not None:
             total = total + penalty * (local["positions"] / _positive(counts["positions"]))
         return total, {name: term.detach() for name, term in terms.items()}
+
+    def without_logits(self) -> str | None:
+        """Why the terms cannot be computed from hidden states and heads; ``None`` if they can."""
+        if self.balance is not None:
+            return "balance weighs terms by gradients of their own"
+        named = [name for name, loss in self if head_term(loss) is None and reads_logits(loss)]
+        return f"loss.{named[0]} reads logits" if named else None
+
+    def _from_heads(
+        self, out: StepOutputs, total: Tensor, counts: Counts, weights: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same from hidden states and heads: each term is divided before the pass over the vocabulary."""
+        found = {name: head_term(loss) for name, loss in self}
+        terms: dict[str, Tensor] = {}
+        fused = {name: term for name, term in found.items() if term is not None}
+        shared = {name: weights[name] / float(counts[name]) for name in fused}
+        for share in shares(out, fused, shared):
+            total = total + _weighted(share.total, out.weights).sum()
+            for name, values in share.values.items():
+                terms[name] = _weighted(values, out.weights).sum().detach() / counts[name]
+        local = self.local_counts(out)
+        for name, loss in self:
+            if name in fused:
+                continue
+            values = loss.compute(out)
+            one = values * local[loss.counts] if values.ndim == 0 else _weighted(values, out.weights).sum()
+            terms[name] = (one / counts[name]).detach()
+            total = total + (weights[name] * one / counts[name] if weights[name] else unused(loss))
+        return total, {name: terms[name] for name in found}
 
     def _factors(
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORE_INDEX", "Alignment", "ModelOutput", "SparseLogits", "StepOutputs"]
+__all__ = ["IGNORE_INDEX", "Alignment", "LinearHead", "ModelOutput", "SparseLogits", "StepOutputs"]
 
 IGNORE_INDEX = -100
 """Label of a position without one: an unlabelled image, a padded or prompt token."""
@@ -66,6 +66,45 @@ class SparseLogits:
 
 
 @dataclass(slots=True)
+class LinearHead:
+    r"""Logits that have not been computed: hidden states, and the layer that would make logits of them.
+
+    .. math:: z = a \tanh\!\left( \frac{s\, (h W^\top + b)}{a} \right)
+
+    with the soft cap :math:`a` (without one :math:`z = s (h W^\top + b)`) and the scale :math:`s`.
+
+    Attributes:
+        hidden: float ``[..., H]``.
+        weight: float ``[V, H]``.
+        bias: ``[V]`` or ``None``.
+        softcap: positive, or ``None``.
+        scale: positive.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+    def logits(self, hidden: Tensor | None = None) -> Tensor:
+        """``[..., V]`` for these states, or for all."""
+        states = self.hidden if hidden is None else hidden
+        z = torch.nn.functional.linear(states.to(self.weight.dtype), self.weight, self.bias)
+        z = z if self.scale == 1 else z * self.scale
+        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+
+    def detach(self) -> LinearHead:
+        """The same values cut from the graph."""
+        bias = None if self.bias is None else self.bias.detach()
+        return LinearHead(self.hidden.detach(), self.weight.detach(), bias, self.softcap, self.scale)
+
+    def placeholder(self) -> Tensor:
+        """In place of the logits: their shape, no memory, NaN everywhere."""
+        return self.hidden.new_full((), math.nan).expand(*self.hidden.shape[:-1], len(self.weight))
+
+
+@dataclass(slots=True)
 class ModelOutput:
     """What a network says about one batch; the same for teacher and student.
 
@@ -75,18 +114,29 @@ class ModelOutput:
         unprojected: the tapped tensors whose projection stands in ``features``, as the layer gave them.
         sparse: what is known of a law that was kept in part; ``logits`` are then :meth:`SparseLogits.dense`, or
             without memory and NaN everywhere if no term of the objective reads them.
+        head: hidden states and the layer that reads them, where every term can do without logits; ``logits`` are then
+            :meth:`LinearHead.placeholder`.
     """
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
     unprojected: dict[str, Tensor] = field(default_factory=dict)
     sparse: SparseLogits | None = None
+    head: LinearHead | None = None
 
     def detach(self) -> ModelOutput:
         """The same values cut from the graph: how one learner shows itself to another."""
         cut = ({name: value.detach() for name, value in group.items()} for group in (self.features, self.unprojected))
         features, unprojected = cut
-        return ModelOutput(self.logits.detach(), features, unprojected, self.sparse)
+        head = None if self.head is None else self.head.detach()
+        return ModelOutput(self.logits.detach(), features, unprojected, self.sparse, head)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Logits ``[N, C]`` at these positions, counted over all dimensions but the last: computed now if they have
+        not been."""
+        if self.head is not None:
+            return self.head.logits(self.head.hidden.flatten(0, -2)[index])
+        return self.logits.flatten(0, -2)[index]
 
     def raw(self, pair: str) -> Tensor:
         """A tapped tensor as the layer gave it."""

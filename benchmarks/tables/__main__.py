@@ -9,6 +9,8 @@ Runs a paper's table, or the part of it that is asked for, and puts the publishe
   data_dir=FOLDER   where the data set is (data.root)
   out=FOLDER        default runs/tables/NAME; what is in it is not run again
   workers=1         cells at a time; with several GPUs each worker has one, auto: a worker per GPU
+  launcher=slurm    each cell is a job of a SLURM cluster (or local: of this machine), workers of them at a time
+  launcher.KEY=V    of those jobs, as submitit calls it: timeout_min, gpus_per_node, mem_gb, slurm_partition, ...
   KEY=VALUE         any other setting of kdkit distill, for all cells: engine.precision=bf16
   --dry-run         compose every cell, measure a few steps, say what the table costs
   --smoke           two steps of every cell on made-up data of the true shape
@@ -28,7 +30,7 @@ from typing import Any
 __all__ = ["main"]
 
 _FLAGS = ("--dry-run", "--smoke", "--report", "--publish", "--docs")
-_OWN = ("table", "rows", "pairs", "seeds", "data_dir", "out", "workers")
+_OWN = ("table", "rows", "pairs", "seeds", "data_dir", "out", "workers", "launcher")
 
 
 @dataclass(slots=True)
@@ -57,7 +59,7 @@ def parse(words: Sequence[str]) -> Options:
             raise ConfigError(f"there is no option {word!r}{did_you_mean(word, _FLAGS)}")
         elif not equals:
             raise ConfigError(f"{word!r} must be KEY=VALUE, for example table=cifar100_crd_same; --help says more")
-        elif key in _OWN:
+        elif key in _OWN or key.startswith("launcher."):
             options.own[key] = value
         elif "." not in key.lstrip("+~") and key.lstrip("+~") not in _groups():
             raise ConfigError(f"there is no option {key!r}{did_you_mean(key, _OWN)}")
@@ -94,6 +96,7 @@ def seeds_of(text: str) -> list[int]:
 def run(options: Options) -> int:
     """Do what was asked; the exit status."""
     from benchmarks.tables._cells import make_plan, outline
+    from benchmarks.tables._cluster import JOBS, launcher_of
     from benchmarks.tables._table import choose, load, names
     from kdkit.errors import ConfigError
 
@@ -120,7 +123,8 @@ def run(options: Options) -> int:
         return _report(outline(table, pairs, methods), folder, publish="--publish" in options.flags)
     plan = make_plan(table, pairs, methods, [*extra, *options.settings], made_up=made_up)
     seeds = seeds_of(options.own.get("seeds", str(table.runs or 1)))
-    workers = _workers(options.own.get("workers", "1"))
+    launcher = launcher_of(options.own)
+    workers = _workers(options.own.get("workers", "1" if launcher is None else str(JOBS)))
     if "--smoke" in options.flags:
         return _smoke(plan, workers)
     if "--dry-run" in options.flags:
@@ -128,7 +132,7 @@ def run(options: Options) -> int:
 
         print_cost(plan, len(seeds))
         return 0
-    return _run(plan, seeds, folder, workers)
+    return _run(plan, seeds, folder, workers, launcher)
 
 
 def _workers(text: str) -> int:
@@ -154,7 +158,7 @@ def _list(names: Sequence[str]) -> None:
         print(f"{name:28} {len(table.pairs):3} pairs {len(table.methods):3} methods {values:4} values  {table.title}")
 
 
-def _run(plan: Any, seeds: Sequence[int], folder: Path, workers: int) -> int:
+def _run(plan: Any, seeds: Sequence[int], folder: Path, workers: int, launcher: Any) -> int:
     from benchmarks.tables._facts import session
     from benchmarks.tables._run import finished, run_all
 
@@ -164,8 +168,10 @@ def _run(plan: Any, seeds: Sequence[int], folder: Path, workers: int) -> int:
     left, failed = len(cells) - len(done), 0
     threads = plan.cells[0].settings["engine"]["threads"] if plan.cells else None
     if left:
-        with session(folder, plan.table.name, sys.argv[1:], workers=workers, cells=left, threads=threads) as after:
-            failed = run_all(cells, folder, workers, done, after)
+        jobs = launcher.described() if launcher is not None else None
+        facts: dict[str, Any] = {"workers": workers, "cells": left, "threads": threads, "jobs": jobs}
+        with session(folder, plan.table.name, sys.argv[1:], **facts) as after:
+            failed = run_all(cells, folder, workers, done, after, launcher)
     else:
         print(f"{len(cells)} cells, all of them finished before")
     _report(plan, folder)

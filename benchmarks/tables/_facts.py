@@ -42,7 +42,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def session(
-    folder: Path, table: str, words: Sequence[str], *, workers: int, cells: int, threads: Any
+    folder: Path, table: str, words: Sequence[str], *, workers: int, cells: int, threads: Any, jobs: str | None = None
 ) -> Iterator[Callable[[], None]]:
     """Write down a session at its beginning, and how long it took at its end.
 
@@ -55,9 +55,10 @@ def session(
         workers: cells at a time.
         cells: that are left to be run.
         threads: CPU threads of a cell; ``None`` where torch decides.
+        jobs: where cells are jobs of a cluster, what these are given; this machine is then none of the hardware.
     """
     facts = read_facts(folder)
-    sessions = [*facts.get("sessions", []), _environment(words, workers, cells, threads)]
+    sessions = [*facts.get("sessions", []), _environment(words, workers, cells, threads) | _cluster(jobs)]
     begin = time.monotonic()
 
     def write() -> None:
@@ -91,6 +92,10 @@ def _environment(words: Sequence[str], workers: int, cells: int, threads: Any) -
         "platform": platform.system(),
         "packages": known["packages"],
     }
+
+
+def _cluster(jobs: str | None) -> dict[str, Any]:
+    return {} if jobs is None else {"jobs": jobs, "processor": None, "gpu": None, "cpus": None}
 
 
 def _processor() -> str:
@@ -144,6 +149,8 @@ def unfinished(facts: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -
 
 
 def _hardware(facts: Mapping[str, Any]) -> str:
+    if facts.get("jobs"):
+        return f"{facts['workers']} jobs at a time, {facts['jobs']}"
     parts = [facts["gpu"]] if facts["gpu"] else []
     parts.append(f"{facts['processor']}, {facts['cpus']} cores")
     threads = (

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from benchmarks.tables._cluster import Launcher, run_in_jobs
 from benchmarks.tables._data import Watched, made_up_scene, real_scene
 from kdkit._config.context import Context
 from kdkit._config.recipes import recipes_dir
@@ -61,15 +63,23 @@ def run_smoke(cell: Cell, context: Context) -> dict[str, Any]:
 
 
 def _record(cell: Cell, context: Context, make: Callable[[DictConfig], Scene], *, saves: bool) -> dict[str, Any]:
-    pair, method = cell.method.split("|")
-    record: dict[str, Any] = {"pair": pair, "method": method, "seed": cell.seed, "digest": defining(cell.settings)}
     try:
-        return {**record, "status": "ok", "error": None, **_train(cell, context, make, saves)}
+        return {**_named(cell), "status": "ok", "error": None, **_train(cell, context, make, saves)}
     except Exception as error:
         Path(cell.folder).mkdir(parents=True, exist_ok=True)
         (Path(cell.folder) / "traceback.txt").write_text(traceback.format_exc())
-        text = str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
-        return {**record, "status": "failed", "error": text, "metrics": {}, "best": {}, "seconds": None}
+        return failure(cell, error)
+
+
+def _named(cell: Cell) -> dict[str, Any]:
+    pair, method = cell.method.split("|")
+    return {"pair": pair, "method": method, "seed": cell.seed, "digest": defining(cell.settings)}
+
+
+def failure(cell: Cell, error: Exception) -> dict[str, Any]:
+    """The record of a cell that came to nothing."""
+    text = str(error) if isinstance(error, KdkitError) else f"{type(error).__name__}: {error}"
+    return {**_named(cell), "status": "failed", "error": text, "metrics": {}, "best": {}, "seconds": None}
 
 
 def _train(cell: Cell, context: Context, make: Callable[[DictConfig], Scene], saves: bool) -> dict[str, Any]:
@@ -206,20 +216,28 @@ def run_all(
     workers: int,
     done: Mapping[tuple[str, int], dict[str, Any]],
     after: Callable[[], None] = lambda: None,
+    launcher: Launcher | None = None,
 ) -> int:
     """Run the cells that are not among those :func:`finished`, ``after`` each of them; returns how many failed."""
     todo = [cell for cell in cells if (cell.method, cell.seed) not in done]
-    print(f"{len(cells)} cells, {len(done)} of them finished before; {min(workers, max(len(todo), 1))} processes")
+    what = "processes" if launcher is None else f"jobs at a time ({launcher.cluster})"
+    print(f"{len(cells)} cells, {len(done)} of them finished before; {min(workers, max(len(todo), 1))} {what}")
+    results = folder / "results.jsonl"
+    if launcher is not None:
+        run, teachers = partial(run_cell, context=CONTEXT), partial(train_teachers, todo, folder)
+        return _each(
+            run_in_jobs(launcher, folder, todo, workers, run, failure, teachers), len(todo), results, after=after
+        )
     if todo:
         train_teachers(todo, folder)
-    return _each(todo, workers, run_cell, folder / "results.jsonl", after=after)
+    return _each(run_cells(todo, CONTEXT, workers, run_cell), len(todo), results, after=after)
 
 
 def smoke(cells: Sequence[Cell], workers: int) -> list[dict[str, Any]]:
     """Two steps of every cell on made-up data; records of those that failed."""
     cut = [Cell(cell.method, cell.seed, small(cell.settings), cell.folder) for cell in cells]
     failed: list[dict[str, Any]] = []
-    _each(cut, workers, run_smoke, None, failed)
+    _each(run_cells(cut, CONTEXT, workers, run_smoke), len(cut), None, failed)
     return failed
 
 
@@ -237,15 +255,14 @@ def small(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _each(
-    cells: Sequence[Cell],
-    workers: int,
-    run: Callable[[Cell, Context], dict[str, Any]],
+    records: Iterable[dict[str, Any]],
+    total: int,
     results: Path | None,
     failures: list[dict[str, Any]] | None = None,
     after: Callable[[], None] = lambda: None,
 ) -> int:
     begin, failed = time.monotonic(), 0
-    for number, record in enumerate(run_cells(cells, CONTEXT, workers, run), start=1):
+    for number, record in enumerate(records, start=1):
         if results is not None:
             append_jsonl(results, record)
         after()
@@ -253,10 +270,10 @@ def _each(
             failed += 1
             if failures is not None:
                 failures.append(record)
-        left = (time.monotonic() - begin) / number * (len(cells) - number)
+        left = (time.monotonic() - begin) / number * (total - number)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in list(record["metrics"].items())[:3])
         text = numbers if record["status"] == "ok" else f"failed: {record['error']}"
-        where = f"[{number}/{len(cells)}] {record['pair']} | {record['method']}, seed {record['seed']}"
+        where = f"[{number}/{total}] {record['pair']} | {record['method']}, seed {record['seed']}"
         print(f"{where}: {text}  (about {_span(left)} left)", flush=True)
     return failed
 

@@ -29,6 +29,7 @@ from kdkit._run.build import (
     step_outputs,
 )
 from kdkit._run.cache import provide_cached
+from kdkit._run.heads import fuse_heads, with_logits
 from kdkit._run.networks import Recipe, Trained, provide_alone
 from kdkit._run.reuse import reuse_classifier
 from kdkit._run.sample_weights import identity_of, load_sample_weights
@@ -191,6 +192,7 @@ def build_distiller(
     ``means`` stands in for the teacher's class means by pair.
     """
     batch = scene.probe_batch()
+    with_logits(student, *(member.network for member in (guide.members if guide is not None else [])))
     online = guide.learners if guide is not None else []
     own = [_objective_of_teacher(scene) for _ in online]
     layers = _tap(student, student, scene, objective.pairs.union(*map(_compared, own)), "student", batch)
@@ -348,6 +350,8 @@ def fit_networks(
     """Train as the settings of ``scene`` say; ``folder`` takes the checkpoints."""
     cfg = scene.cfg
     settings = Settings.from_config(OmegaConf.to_container(cfg.engine, resolve=True))  # type: ignore[arg-type]
+    if fuse_heads(scene, distiller, teacher):
+        session.say("the losses read hidden states and heads: no batch of logits is held (task.fused_head)")
     if settings.compile_teacher and teacher is not None:
         teacher.compile()
     trainer = Trainer(

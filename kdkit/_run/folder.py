@@ -43,7 +43,7 @@ def make_run_dir(cfg: DictConfig, tag: str) -> Path:
         InputError: if it cannot be written, or is there already with something in it.
     """
     if cfg.run_dir:
-        path = Path(cfg.run_dir)
+        path = Path(str(cfg.run_dir))
         if path.is_dir() and any(path.iterdir()):
             raise InputError(
                 f"run_dir={path} is there already and not empty; choose another one, or continue it with resume={path}"

@@ -29,6 +29,7 @@ from kdkit._run.build import (
     quiet_forward,
     step_outputs,
 )
+from kdkit._run.heads import fuse_heads, with_logits
 from kdkit._run.sample_weights import identity_of, load_sample_weights
 from kdkit._run.tokenizers import as_teacher_reads
 from kdkit.data._base import DataModule
@@ -172,6 +173,7 @@ def train_alone(
         probe = make_probe(own, step_outputs(own, batch, output, None), learner, {"student": (network, {})}, None)
         prepare_losses(objective, own, probe)
     distiller = Distiller(scene.task, {"student": learner})
+    fuse_heads(own, distiller, None)
     trainer = Trainer(
         distiller,
         task=scene.task,
@@ -190,6 +192,7 @@ def train_alone(
     try:
         return trainer.fit(resume=resume)
     finally:
+        with_logits(network)
         scene.accelerator.free_memory()
 
 

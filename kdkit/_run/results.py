@@ -89,8 +89,10 @@ def measure(
     latency: list[float] = []
     if profile:
         example = scene.task.example(scene.probe_batch())
-        flops = [count_flops(network, scene.task.inputs(network, example)) for network in networks]
-        latency = [measure_latency(network, scene.task.inputs(network, example)) for network in networks]
+        for network in networks:
+            with network.whole():
+                flops.append(count_flops(network, scene.task.inputs(network, example)))
+                latency.append(measure_latency(network, scene.task.inputs(network, example)))
     return Row(
         name=name,
         network=networks[0].name if len(networks) == 1 else f"{len(networks)} networks",

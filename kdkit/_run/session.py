@@ -128,7 +128,7 @@ def open_session(
     state = PartialState(cpu=on_cpu(cfg.engine))
     new = folder is None and not resumed
     if folder is None:
-        folder = Path(cfg.resume) if resumed else _agreed_folder(cfg, tag, state)
+        folder = Path(str(cfg.resume)) if resumed else _agreed_folder(cfg, tag, state)
     with (
         gone_if_refused(folder, new and state.is_main_process),
         _opened(cfg, context, scene, folder, (scene is None) if saves is None else saves) as session,

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kdkit._config.build import instantiate
 from kdkit.data._base import DataModule, TextSpec
-from kdkit.models._network import LanguageNetwork, Network
+from kdkit.models._language import LanguageNetwork
+from kdkit.models._network import Network
 
 if TYPE_CHECKING:
     from kdkit._run.build import Scene

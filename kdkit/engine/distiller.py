@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class Learner(nn.Module):
             for name, value in output.features.items()
         }
         raw = {name: output.features[name] for name in self.projectors if name in output.features}
-        return ModelOutput(output.logits, features, raw)
+        return replace(output, features=features, unprojected=raw)
 
 
 class Distiller(nn.Module):

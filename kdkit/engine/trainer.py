@@ -116,7 +116,7 @@ class Trainer:
             self.distiller.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.compile:
             for _, learner in distiller.items():
-                learner.network.module.compile()
+                learner.network.compile()
         self.optimizers = {name: optimizer(learner) for name, learner in distiller.items()}
         self.schedulers = {name: scheduler(opt, self.total_steps) for name, opt in self.optimizers.items()}
         if accelerator.scaler is not None and len(self.optimizers) > 1:

@@ -187,7 +187,7 @@ class FeatureTap:
         self._features: dict[str, Tensor] | None = None
         self._channels_last = channels_last(module)
         self._handles: list[RemovableHandle] = []
-        found = {pair: find_layer(module, layer) for pair, layer in self.layers.items()}
+        self._found = found = {pair: find_layer(module, layer) for pair, layer in self.layers.items()}
         named = dict(unwrap(module).named_modules())
         parts = {pair: attention_part(unwrap(module), name) for pair, name in layers.items() if name not in named}
         self._parts = {pair: part for pair, part in parts.items() if part is not None}
@@ -243,6 +243,12 @@ class FeatureTap:
                 f"layer '{self.layers[missing[0]]}' of feature '{missing[0]}' did not run in this forward pass; "
                 "tap one that does (`kdkit ls layers` shows them)"
             )
+
+    def skipped(self, module: nn.Module, given: Tensor) -> None:
+        """Record what ``module`` would have been given, had it been called."""
+        for pair, (target, before) in self._found.items():
+            if target is module and before:
+                self._record(pair, given)
 
     def remove(self) -> None:
         """Take the hooks off the module."""

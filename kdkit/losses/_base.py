@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdkit.losses._checks import REDUCTIONS, check_choice, refuse
+from kdkit.losses._from_heads import HeadTerm
 from kdkit.outputs import ModelOutput, StepOutputs
 from kdkit.schedules import BaseSchedule
 
@@ -113,6 +114,10 @@ class DistillationLoss(nn.Module):
     needs_scores: bool = False
     """Whether a number added to all of the teacher's logits changes the value: a law alone does not tell it."""
 
+    reads_logits: ClassVar[bool] = True
+    """Whether ``compute`` reads the numbers in the logits of either side. A class that overrides ``compute`` says so
+    again, or it counts as one that does."""
+
     reads_sparse: ClassVar[bool] = False
     """Whether ``compute`` reads ``out.teacher.sparse`` where there is one, and then never the teacher's logits."""
 
@@ -139,6 +144,10 @@ class DistillationLoss(nn.Module):
 
     def prepare(self, probe: Probe) -> None:
         """Called once before training, on every rank alike; size modules and fill buffers here."""
+
+    def head_term(self) -> HeadTerm | None:
+        """How :meth:`compute` is to be had from hidden states and heads, without logits; ``None`` if it is not."""
+        return None
 
     def compute(self, out: StepOutputs) -> Tensor:
         """Per-position values ``[B]`` or ``[B, T]`` with exact zeros where a position does not count,
@@ -246,6 +255,8 @@ class FeatureLoss(_ReducedLoss):
         reduction: what ``forward`` returns: "mean" over the positions that count, "sum", or "none".
     """
 
+    reads_logits = False
+
     def __init__(self, pair: str = "penultimate", reduction: Reduction = "mean") -> None:
         super().__init__(reduction)
         self.pair = pair
@@ -270,6 +281,8 @@ class FeaturesLoss(_ReducedLoss):
         pairs: names of the pairs in the ``features`` settings, in the order of the network, shallow to deep.
         reduction: what ``forward`` returns: "mean" over the positions that count, "sum", or "none".
     """
+
+    reads_logits = False
 
     def __init__(self, pairs: Sequence[str], reduction: Reduction = "mean") -> None:
         super().__init__(reduction)

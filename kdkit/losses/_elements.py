@@ -52,6 +52,8 @@ class ElementwiseLoss(FeatureLoss):
         reduction: what ``forward`` returns: "mean" over the positions that count, "sum", or "none".
     """
 
+    reads_logits = False
+
     def compute(self, out: StepOutputs) -> Tensor:
         """Per-position values of one step."""
         features: tuple[Any, ...] = self.features_of(out, self.pair)

@@ -79,6 +79,8 @@ class TokensLoss(FeaturesLoss):
         reduction: what ``forward`` returns: "mean" over the positions that count, "sum", or "none".
     """
 
+    reads_logits = False
+
     def compute(self, out: StepOutputs) -> Tensor:
         """Per-position values of one step."""
         pairs: Sequence[tuple[Tensor, Tensor]] = [self.features_of(out, pair) for pair in self.pairs]
@@ -103,6 +105,7 @@ class AttentionLoss(FeaturesLoss):
     """
 
     matched = False
+    reads_logits = False
 
     def compute(self, out: StepOutputs) -> Tensor:
         """Per-position values of one step."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from kdkit.losses._base import LogitLoss, Reduction
 from kdkit.losses._checks import Temperature, check_between, check_option, check_temperature
 from kdkit.losses._divergence import divergence
+from kdkit.losses._from_heads import HeadTerm
 from kdkit.losses._rows import alpha_rows
 
 __all__ = ["AlphaDivergenceLoss", "alpha_divergence_loss"]
@@ -88,3 +89,7 @@ class AlphaDivergenceLoss(LogitLoss):
 
     def loss(self, *tensors: Tensor, **options: Any) -> Tensor:
         return alpha_divergence_loss(*tensors, **self.options("alpha", "temperature", **options))
+
+    def head_term(self) -> HeadTerm | None:
+        own = self.options("temperature", "alpha")
+        return HeadTerm.divergence("alpha", own["temperature"], alpha=own["alpha"])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kdkit.losses._base import Reduction, _ReducedLoss
 from kdkit.losses._checks import check_between, check_labels, check_logits
+from kdkit.losses._from_heads import HeadTerm
 from kdkit.losses._ops import cross_entropy_rows, log_probs, pick, reduce, targets
 from kdkit.outputs import IGNORE_INDEX, StepOutputs
 
@@ -94,3 +95,7 @@ class CELoss(_ReducedLoss):
     def compute(self, out: StepOutputs) -> Tensor:
         """Per-position values of one step."""
         return self.loss(out.student.logits, self.labels_of(out), mask=out.mask, reduction="none")
+
+    def head_term(self) -> HeadTerm | None:
+        own = self.options("label_smoothing", "ignore_index")
+        return HeadTerm("ce") if own == {"label_smoothing": 0.0, "ignore_index": IGNORE_INDEX} else None

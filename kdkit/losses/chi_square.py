@@ -9,6 +9,7 @@ from torch import Tensor
 from kdkit.losses._base import LogitLoss, Reduction
 from kdkit.losses._checks import Temperature, check_choice, check_temperature
 from kdkit.losses._divergence import divergence
+from kdkit.losses._from_heads import HeadTerm
 from kdkit.losses._rows import chi_square_rows
 
 __all__ = ["ChiSquareLoss", "chi_square_loss"]
@@ -92,3 +93,6 @@ class ChiSquareLoss(LogitLoss):
 
     def loss(self, *tensors: Tensor, **options: Any) -> Tensor:
         return chi_square_loss(*tensors, **self.options("kind", "temperature", **options))
+
+    def head_term(self) -> HeadTerm | None:
+        return HeadTerm.divergence(self.kind, self.options("temperature")["temperature"])

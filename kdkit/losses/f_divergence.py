@@ -9,6 +9,7 @@ from torch import Tensor
 from kdkit.losses._base import LogitLoss, Reduction
 from kdkit.losses._checks import Temperature, check_temperature
 from kdkit.losses._divergence import divergence
+from kdkit.losses._from_heads import HeadTerm
 from kdkit.losses._generators import Generator, check_generator, generator_rows
 
 __all__ = ["FDivergenceLoss", "f_divergence_loss"]
@@ -102,3 +103,10 @@ class FDivergenceLoss(LogitLoss):
 
     def loss(self, *tensors: Tensor, **options: Any) -> Tensor:
         return f_divergence_loss(*tensors, **self.options("f", "parameter", "temperature", **options))
+
+    def head_term(self) -> HeadTerm | None:
+        own = self.options("f", "parameter", "temperature")
+        if not isinstance(own["f"], str):
+            return None
+        option = {} if own["parameter"] is None else {"beta" if own["f"] == "js" else "alpha": own["parameter"]}
+        return HeadTerm.divergence(own["f"], own["temperature"], **option)

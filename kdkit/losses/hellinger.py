@@ -9,6 +9,7 @@ from torch import Tensor
 from kdkit.losses._base import LogitLoss, Reduction
 from kdkit.losses._checks import Temperature, check_temperature
 from kdkit.losses._divergence import divergence
+from kdkit.losses._from_heads import HeadTerm
 from kdkit.losses._kernels import hellinger
 from kdkit.losses._rows import hellinger_rows
 
@@ -73,3 +74,7 @@ class HellingerLoss(LogitLoss):
 
     def loss(self, *tensors: Tensor, **options: Any) -> Tensor:
         return hellinger_loss(*tensors, **self.options("temperature", **options))
+
+    def head_term(self) -> HeadTerm | None:
+        own = self.options("temperature")
+        return HeadTerm.divergence("hellinger", own["temperature"])

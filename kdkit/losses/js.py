@@ -10,6 +10,7 @@ from torch import Tensor
 from kdkit.losses._base import LogitLoss, Reduction
 from kdkit.losses._checks import Temperature, check_between, check_temperature, refuse
 from kdkit.losses._divergence import divergence
+from kdkit.losses._from_heads import HeadTerm
 from kdkit.losses._kernels import Kernel, forward_kl, jensen_shannon, reverse_kl
 from kdkit.losses._ops import kl_rows, log_mixture
 
@@ -116,3 +117,11 @@ class JSLoss(LogitLoss):
 
     def loss(self, *tensors: Tensor, **options: Any) -> Tensor:
         return js_loss(*tensors, **self.options("beta", "rescaled", "temperature", **options))
+
+    def head_term(self) -> HeadTerm | None:
+        own = self.options("temperature", "beta", "rescaled")
+        beta, ends = own["beta"], {0.0: "kl", 1.0: "reverse_kl"}
+        if beta in ends:
+            return HeadTerm.divergence(ends[beta], own["temperature"])
+        factor = 1 / (beta * (1 - beta)) if own["rescaled"] else 1.0
+        return HeadTerm.divergence("js", own["temperature"], factor, beta=beta)

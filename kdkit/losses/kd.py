@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from kdkit.losses._base import LogitLoss, Reduction
 from kdkit.losses._checks import Temperature, check_temperature
 from kdkit.losses._divergence import divergence
+from kdkit.losses._from_heads import HeadTerm
 from kdkit.losses._kernels import forward_kl
 from kdkit.losses._ops import kl_rows
 
@@ -71,3 +73,7 @@ class KDLoss(LogitLoss):
 
     def loss(self, *tensors: Tensor, **options: Any) -> Tensor:
         return kd_loss(*tensors, **self.options("temperature", **options))
+
+    def head_term(self) -> HeadTerm | None:
+        term = HeadTerm.divergence("kl", self.options("temperature")["temperature"])
+        return None if term is None else replace(term, factor=term.temperature[0] ** 2)

@@ -9,6 +9,7 @@ from torch import Tensor
 from kdkit.losses._base import LogitLoss, Reduction
 from kdkit.losses._checks import Temperature, check_temperature
 from kdkit.losses._divergence import divergence
+from kdkit.losses._from_heads import HeadTerm
 from kdkit.losses._kernels import forward_kl
 from kdkit.losses._ops import kl_rows
 
@@ -71,3 +72,7 @@ class KLLoss(LogitLoss):
 
     def loss(self, *tensors: Tensor, **options: Any) -> Tensor:
         return kl_loss(*tensors, **self.options("temperature", **options))
+
+    def head_term(self) -> HeadTerm | None:
+        own = self.options("temperature")
+        return HeadTerm.divergence("kl", own["temperature"])

@@ -10,6 +10,7 @@ from torch import Tensor
 from kdkit.losses._base import LogitLoss, Reduction
 from kdkit.losses._checks import Temperature, check_between, check_option, check_temperature
 from kdkit.losses._divergence import divergence
+from kdkit.losses._from_heads import HeadTerm
 from kdkit.losses._kernels import forward_kl, skew_kl
 from kdkit.losses._rows import skew_kl_rows
 
@@ -84,3 +85,7 @@ class SkewKLLoss(LogitLoss):
 
     def loss(self, *tensors: Tensor, **options: Any) -> Tensor:
         return skew_kl_loss(*tensors, **self.options("alpha", "temperature", **options))
+
+    def head_term(self) -> HeadTerm | None:
+        own = self.options("temperature", "alpha")
+        return HeadTerm.divergence("skew_kl", own["temperature"], alpha=own["alpha"])

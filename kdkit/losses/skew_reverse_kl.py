@@ -9,6 +9,7 @@ from torch import Tensor
 from kdkit.losses._base import LogitLoss, Reduction
 from kdkit.losses._checks import Temperature, check_between, check_option, check_temperature
 from kdkit.losses._divergence import Rows, divergence
+from kdkit.losses._from_heads import HeadTerm
 from kdkit.losses._kernels import reverse_kl, skew_reverse_kl
 from kdkit.losses._rows import skew_kl_rows
 
@@ -87,3 +88,7 @@ class SkewReverseKLLoss(LogitLoss):
 
     def loss(self, *tensors: Tensor, **options: Any) -> Tensor:
         return skew_reverse_kl_loss(*tensors, **self.options("alpha", "temperature", **options))
+
+    def head_term(self) -> HeadTerm | None:
+        own = self.options("temperature", "alpha")
+        return HeadTerm.divergence("skew_reverse_kl", own["temperature"], alpha=own["alpha"])

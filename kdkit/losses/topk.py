@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from kdkit.losses._checks import (
     refuse,
     temperatures,
 )
+from kdkit.losses._from_heads import HeadTerm
 from kdkit.losses._generators import check_generator
 from kdkit.losses._ops import clean, log_probs
 from kdkit.losses._sparse import RESTS
@@ -141,3 +143,11 @@ class TopKLoss(LogitLoss):
         pair = own["temperature"] if isinstance(own["temperature"], tuple) else (own["temperature"],) * 2
         own["temperature"], sparse = pair[0], sparse.at(pair[1])
         return topk_divergence(out.student.logits, sparse.log_probs[..., : self.k], sparse.ids[..., : self.k], **own)
+
+    def head_term(self) -> HeadTerm | None:
+        own = self.options("k", "rest", "divergence", "parameter", "temperature")
+        term = HeadTerm.divergence(own["divergence"], own["temperature"])
+        if term is None or not isinstance(own["divergence"], str):
+            return None
+        options = {name: own[name] for name in ("k", "rest", "divergence", "parameter")}
+        return replace(term, kind="entries", options=options)

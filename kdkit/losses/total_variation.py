@@ -9,6 +9,7 @@ from torch import Tensor
 from kdkit.losses._base import LogitLoss, Reduction
 from kdkit.losses._checks import Temperature, check_temperature
 from kdkit.losses._divergence import divergence
+from kdkit.losses._from_heads import HeadTerm
 from kdkit.losses._kernels import total_variation
 from kdkit.losses._rows import total_variation_rows
 
@@ -76,3 +77,7 @@ class TotalVariationLoss(LogitLoss):
 
     def loss(self, *tensors: Tensor, **options: Any) -> Tensor:
         return total_variation_loss(*tensors, **self.options("temperature", **options))
+
+    def head_term(self) -> HeadTerm | None:
+        own = self.options("temperature")
+        return HeadTerm.divergence("total_variation", own["temperature"])

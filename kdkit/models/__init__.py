@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdkit.models._network import LanguageNetwork, Network, VisionNetwork
+    from kdkit.models._language import LanguageNetwork
+    from kdkit.models._network import Network, VisionNetwork
     from kdkit.models._normalization import resolve_normalization
     from kdkit.models._profile import count_flops, count_parameters, measure_latency
     from kdkit.models._weights import convert_pickle, load_weights
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from kdkit.models.vision import hf_image_classifier, timm_model, torchvision_model
 
 _EXPORTS = {
-    "LanguageNetwork": "_network",
+    "LanguageNetwork": "_language",
     "Network": "_network",
     "ReusedClassifier": "reuse",
     "VisionNetwork": "_network",

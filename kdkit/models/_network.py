@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from kdkit.errors import ConfigError
 from kdkit.features.taps import FeatureTap, LayerInfo, find_head, list_layers
 from kdkit.outputs import ModelOutput
 
-__all__ = ["LanguageNetwork", "Network", "VisionNetwork"]
+__all__ = ["Network", "VisionNetwork", "logits_of"]
 
 
 class Network(nn.Module):
@@ -61,16 +63,35 @@ class Network(nn.Module):
         """The logits that the wrapped module gives for adapted inputs."""
         raise NotImplementedError(f"{type(self).__name__} must define call; use VisionNetwork or LanguageNetwork")
 
+    def answer(self, inputs: Mapping[str, Tensor]) -> ModelOutput:
+        """What the network says, without features."""
+        return ModelOutput(self.call(inputs))
+
+    def compile(self, **options: Any) -> None:  # type: ignore[override]
+        """Compile what is called in every step, in place, with ``torch.compile``."""
+        self.module.compile(**options)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """For as long as it lasts the network does all of its work, the head included."""
+        yield
+
     def forward(self, inputs: Mapping[str, Tensor]) -> ModelOutput:
         """Logits and tapped features."""
         if self._tap is None:
-            return ModelOutput(self.call(inputs))
+            return self.answer(inputs)
         with self._tap.recording() as features:
-            logits = self.call(inputs)
-        return ModelOutput(logits, dict(features))
+            output = self.answer(inputs)
+        output.features = dict(features)
+        return output
 
 
-def _logits(output: object) -> Tensor:
+def logits_of(output: object) -> Tensor:
+    """The logits in what a module returned.
+
+    Raises:
+        ConfigError: if there are none.
+    """
     if isinstance(output, Tensor):
         return output
     logits = getattr(output, "logits", None)
@@ -122,22 +143,4 @@ class VisionNetwork(Network):
         return image if weight is None or not weight.is_floating_point() else image.to(weight.dtype)
 
     def call(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        return _logits(self.module(self.prepare(inputs["image"])))
-
-
-class LanguageNetwork(Network):
-    """A causal language model called with ``input_ids``, ``attention_mask`` ``[B, 1, T, T]`` and ``position_ids``,
-    as those of ``transformers`` are; a module of the user's own needs the same three arguments."""
-
-    reads_teacher_tokens: bool = False
-    """Whether it is shown the teacher's tokens where a batch holds a text in two tokenizations."""
-
-    @property
-    def attention(self) -> str:
-        """The attention implementation, which decides the form of the mask."""
-        config = getattr(self.module, "config", None)
-        return getattr(config, "_attn_implementation", None) or "sdpa"
-
-    def call(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        options = {"use_cache": False} if hasattr(self.module, "config") else {}
-        return _logits(self.module(**inputs, **options))
+        return logits_of(self.module(self.prepare(inputs["image"])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from kdkit.data._base import Batch, ImageSpec, TextSpec
 from kdkit.errors import ConfigError, DataError, KdkitWarning
-from kdkit.models._network import LanguageNetwork, Network
+from kdkit.models._language import LanguageNetwork
+from kdkit.models._network import Network
 from kdkit.outputs import IGNORE_INDEX, Alignment, ModelOutput, StepOutputs
 from kdkit.tasks._base import Metrics, Task
 from kdkit.tasks._labels import check_labels
@@ -52,9 +53,13 @@ class CausalLM(Task):
 
     Args:
         spec: of a text data set.
+        fused_head: whether training does without logits: hidden states and heads go to the losses, which compute the
+            logits of a few positions at a time (:func:`~kdkit.losses.fused_linear_divergence`). "auto" does so where
+            the logits of a batch would take more than 256 MiB and everything allows it; ``True`` refuses where
+            something does not, and says what.
 
     Raises:
-        ConfigError: if the data are not text.
+        ConfigError: if the data are not text, or for another ``fused_head``.
     """
 
     name = "causal_lm"
@@ -63,7 +68,10 @@ class CausalLM(Task):
     unit = "tokens"
     spec: TextSpec
 
-    def __init__(self, spec: ImageSpec | TextSpec) -> None:
+    def __init__(self, spec: ImageSpec | TextSpec, fused_head: bool | Literal["auto"] = "auto") -> None:
+        if fused_head not in (True, False, "auto"):
+            raise ConfigError(f"task.fused_head must be auto, true or false, got {fused_head!r}")
+        self.fused_head = fused_head
         if not isinstance(spec, TextSpec):
             raise ConfigError(f"task causal_lm needs text, and these data are {spec.kind}s; use task=classification")
         super().__init__(spec)
@@ -73,6 +81,11 @@ class CausalLM(Task):
     def one_vocabulary(self) -> bool:
         """Whether student and teacher share a tokenizer."""
         return self.spec.teacher is None
+
+    @property
+    def cuts_padding(self) -> bool:
+        """Whether the outputs of a network lose the entries that the other one's vocabulary does not have."""
+        return self._width is not None
 
     def alignment(self, batch: Batch) -> Alignment | None:
         """Which tokens of student and teacher cover the same bytes."""
@@ -227,11 +240,11 @@ class CausalLMMetrics(Metrics):
         check_labels(out.labels, out.student.logits.shape[-1], _ADVICE)
         labels = out.labels[where]
         index = where.flatten().nonzero().squeeze(1)
-        student = out.student.logits.detach().flatten(0, 1)
-        teacher = None if out.teacher is None else out.teacher.logits.detach().flatten(0, 1)
+        teacher = out.teacher
         sums = torch.zeros(4, dtype=torch.float64)
         for part, label in zip(index.split(self.ROWS), labels.split(self.ROWS)):
-            sums += _sums(student[part], None if teacher is None else teacher[part], label).double().cpu()
+            other = None if teacher is None else teacher.rows(part)
+            sums += _sums(out.student.rows(part), other, label).double().cpu()
         added: list[Any] = [
             len(labels),
             sums[0],

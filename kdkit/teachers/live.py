@@ -62,7 +62,7 @@ class LiveTeacher(Teacher):
 
     def compile(self, **options: object) -> None:
         """Compile the network in place."""
-        self.network.module.compile(**options)
+        self.network.compile(**options)
 
 
 def network_identity(network: Network) -> str:

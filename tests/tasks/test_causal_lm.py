@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from kdkit.data._base import ImageSpec, TextSpec
 from kdkit.errors import ConfigError, DataError
 from kdkit.models import hf_causal_lm
-from kdkit.models._network import LanguageNetwork
+from kdkit.models._language import LanguageNetwork
 from kdkit.outputs import ModelOutput, StepOutputs
 from kdkit.tasks import CausalLM
 from kdkit.tasks.causal_lm import document_mask

@@ -16,7 +16,7 @@ from kdkit.data._base import Batch, TextSpec
 from kdkit.errors import ConfigError, KdkitWarning
 from kdkit.losses import GOLDLoss, ULDLoss, js_loss, uld_loss
 from kdkit.losses._base import Probe
-from kdkit.models._network import LanguageNetwork
+from kdkit.models._language import LanguageNetwork
 from kdkit.objective import Objective
 from kdkit.outputs import ModelOutput, StepOutputs
 from kdkit.tasks import CausalLM

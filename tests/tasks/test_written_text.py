@@ -11,7 +11,7 @@ from torch import Tensor
 from kdkit.data._base import Batch, ImageSpec, TextSpec
 from kdkit.errors import ConfigError, InputError
 from kdkit.models import hf_causal_lm
-from kdkit.models._network import LanguageNetwork
+from kdkit.models._language import LanguageNetwork
 from kdkit.outputs import IGNORE_INDEX
 from kdkit.schedules import Linear
 from kdkit.tasks import CausalLM, Classification, WrittenText

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdkit.data._base import ImageSpec
 from kdkit.models import VisionNetwork, hf_causal_lm, small_cnn
-from kdkit.models._network import LanguageNetwork
+from kdkit.models._language import LanguageNetwork
 from kdkit.tasks import Classification
 from kdkit.teachers import LiveTeacher, Teacher
 from kdkit.teachers.live import network_identity

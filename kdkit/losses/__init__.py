@@ -57,6 +57,7 @@ from kdkit.losses.mgd import MGDLoss, mgd_loss
 from kdkit.losses.minilm import MiniLMLoss, minilm_loss
 from kdkit.losses.mlkd import MLKDLoss, mlkd_loss
 from kdkit.losses.mmd import MMDLoss, mmd_loss
+from kdkit.losses.multilevel_ot import MultiLevelOTLoss, multilevel_ot_loss
 from kdkit.losses.nd import NDLoss, nd_loss
 from kdkit.losses.nkd import NKDLoss, nkd_loss
 from kdkit.losses.nst import NSTLoss, nst_loss
@@ -151,6 +152,7 @@ __all__ = [
     "MLKDLoss",
     "MMDLoss",
     "MiniLMLoss",
+    "MultiLevelOTLoss",
     "NDLoss",
     "NKDLoss",
     "NSTLoss",
@@ -242,6 +244,7 @@ __all__ = [
     "minilm_loss",
     "mlkd_loss",
     "mmd_loss",
+    "multilevel_ot_loss",
     "nd_loss",
     "nkd_loss",
     "nst_loss",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
+from safetensors.torch import load_file
 
 from kdkit._config.check import prepare
 from kdkit._config.compose import Composer
@@ -50,7 +51,7 @@ def check(*overrides: str) -> DictConfig:
     return prepare(Composer(recipes_dir()).compose("distill", ["experiment=stdlib_lm_crosstok", *overrides]), context)
 
 
-@pytest.mark.parametrize("losses", ["[ce,gold]", "[ce,uld]", "[ce,gold,uld]", "[ce]"])
+@pytest.mark.parametrize("losses", ["[ce,gold]", "[ce,uld,multilevel_ot]", "[ce,dskd]", "[ce]"])
 def test_losses_that_go_across_tokenizers_are_fine(losses: str) -> None:
     check(f"loss={losses}")
 
@@ -100,8 +101,10 @@ def test_a_run_from_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     assert load_config(Path("run")).teacher.model.vocab_size == 330
     assert len(AutoTokenizer.from_pretrained("run/student")) == 300
     capsys.readouterr()
-    assert not main(["distill", *TINY, "loss=[ce,uld]", "run_dir=again"])
+    assert not main(["distill", *TINY, "loss=[ce,uld,multilevel_ot,dskd]", "run_dir=again"])
     assert "taken from the store" in capsys.readouterr().out
+    weights = load_file("again/student/model.safetensors")
+    assert not [name for name in weights if "to_teacher" in name or "to_student" in name]
     assert not main(["evaluate", "run=run"])
 
 

@@ -32,6 +32,7 @@ from kdkit.losses.darkrank import DarkRankLoss, darkrank_loss
 from kdkit.losses.dist import DISTLoss, dist_loss
 from kdkit.losses.dkd import DKDLoss, dkd_loss
 from kdkit.losses.dml import DMLLoss, dml_loss
+from kdkit.losses.dskd import DSKDLoss, dskd_loss
 from kdkit.losses.energy_distance import EnergyDistanceLoss, energy_distance_loss
 from kdkit.losses.f_divergence import FDivergenceLoss, f_divergence_loss
 from kdkit.losses.fitnets import FitNetsLoss, fitnets_loss
@@ -120,6 +121,7 @@ __all__ = [
     "DISTLoss",
     "DKDLoss",
     "DMLLoss",
+    "DSKDLoss",
     "DarkRankLoss",
     "DistillationLoss",
     "EnergyDistanceLoss",
@@ -216,6 +218,7 @@ __all__ = [
     "dist_loss",
     "dkd_loss",
     "dml_loss",
+    "dskd_loss",
     "energy_distance_loss",
     "f_divergence_loss",
     "fitnets_loss",

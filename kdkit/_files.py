@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -16,12 +17,13 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal
 
-from kdkit.errors import InputError, KdkitWarning
+from kdkit.errors import ConfigError, InputError, KdkitWarning
 
 __all__ = [
     "append_jsonl",
     "atomic_dir",
     "clean_temporaries",
+    "installed_folder",
     "jsonable",
     "read_jsonl",
     "sha256_file",
@@ -111,6 +113,25 @@ def clean_temporaries(folder: str | Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def installed_folder(name: str) -> str:
+    """The folder that ``"package:NAME/FOLDER"`` means, inside an installed Python package, which is not imported.
+
+    Raises:
+        ConfigError: if the package is not installed, or has no such folder.
+    """
+    package, _, inside = name.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(
+            f"{name!r} needs the Python package {package!r}, which is not installed; "
+            f"run `pip install {package.replace('_', '-')}`"
+        )
+    folder = Path(next(iter(found.submodule_search_locations)), inside)
+    if not folder.is_dir():
+        raise ConfigError(f"{name!r}: the package {package!r} holds no folder {inside!r}; correct the name")
+    return str(folder)
 
 
 def sha256_file(path: str | Path) -> str:

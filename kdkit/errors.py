@@ -13,6 +13,7 @@ __all__ = [
     "KdkitError",
     "KdkitWarning",
     "NonFiniteError",
+    "ServerError",
     "closest",
     "did_you_mean",
 ]
@@ -44,6 +45,10 @@ class CheckpointError(InputError):
 
 class NonFiniteError(KdkitError, ArithmeticError):
     """A loss term became NaN or infinite during training."""
+
+
+class ServerError(KdkitError):
+    """A server that a run depends on is out of reach, or answers what it should not."""
 
 
 def closest(name: str, choices: Iterable[str], n: int = 3) -> list[str]:

@@ -179,7 +179,8 @@ class StepOutputs:
             or ``None``.
         mask: bool ``[B]`` or ``[B, T]``, true where a position counts; ``None`` means that every position does.
         progress: share of the training that lies behind, 0 to 1; schedules read it.
-        extra: what few losses need, by name: ``index`` (sample index ``[B]``), ...
+        extra: what few losses need, by name: ``index`` (sample index ``[B]``), ``tokens`` (bool ``[B, T]``, false at
+            padding, for texts with one answer each), ...
         views: how many views of each image the batch holds, one block of ``B / views`` rows after the other: row
             ``i`` and row ``i + B / views`` show the same sample. Labels and index are repeated likewise.
         weights: one weight per sample, ``[B]``, at least 0; ``None`` counts every sample once.

@@ -17,7 +17,7 @@ RECIPES = recipes_dir()
 COMPOSER = Composer(RECIPES)
 FILES = sorted(RECIPES.rglob("*.yaml"))
 CHOICES = [(group, option) for group, options in groups(RECIPES).items() for option in options]
-ALONE_TEACHERS = {"none", "ema", "cached"}
+ALONE_TEACHERS = {"none", "ema", "cached", "served", "routed"}
 """Teachers that no student is called like."""
 
 HOW = {"loss": ["loss=[ce,{}]"], "logger": ["logger=[{}]"], "teacher": ["student={}", "teacher={}"]}
@@ -55,9 +55,13 @@ def test_the_student_may_teach_itself() -> None:
 @pytest.mark.parametrize("teacher", sorted(ALONE_TEACHERS))
 def test_an_experiment_may_do_without_its_teacher(experiment: str, teacher: str) -> None:
     words = [f"experiment={experiment}", f"teacher={teacher}", "strategy=none", "~chain"]
-    words += {"none": ["loss=[ce]"], "cached": ["teacher.cached.folder=kept"], "ema": []}[teacher]
+    own = {"none": ["loss=[ce]"], "cached": ["teacher.cached.folder=kept"], "served": ["teacher.served.model=large"]}
+    own["routed"] = ["teacher.routed.teachers={all: {model: ${student.model}, weights: random}}"]
+    own["routed"] += ["teacher.routed.routes={*: all}"]
+    words += own.get(teacher, [])
     cfg = prepare(COMPOSER.compose("distill", words), Context("distill", tuple(words), tuple(words), RECIPES))
-    assert cfg.teacher is None if teacher == "none" else list(cfg.teacher) == [teacher]
+    kept = [teacher, "train"] if teacher == "routed" else [teacher]
+    assert cfg.teacher is None if teacher == "none" else list(cfg.teacher) == kept
 
 
 @pytest.mark.parametrize("command", ["distill", "train", "cache", "evaluate", "compare"])

@@ -23,7 +23,15 @@ ROOT = Path(__file__).parents[1]
 WORDS = ["table=digits", "rows=kd", "seeds=1", "engine.epochs=2", "teacher.train.epochs=1", "engine.checkpoint_every=1"]
 
 COMMANDS = {
-    "srun": 'while [[ "$1" == --* || "$1" == -* ]]; do shift $(( $# > 1 && ${#1} == 2 ? 2 : 1 )); done\nexec "$@"',
+    "srun": """
+while [[ "$1" == --* ]]; do
+  case "$1" in
+    --output | --error) shift 2 ;;
+    *) shift ;;
+  esac
+done
+exec "$@"
+""",
     "sbatch": """
 script="${@: -1}"
 number=$(( $(cat $FAKE_SLURM/last 2>/dev/null || echo 100) + 1 ))
@@ -32,6 +40,7 @@ export SLURM_JOB_ID=$number SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 
 export SLURM_JOB_NODELIST=node1
 setsid bash "$script" > /dev/null 2>&1 &
 echo $! > $FAKE_SLURM/$number
+for _ in $(seq 100); do kill -0 -$! 2>/dev/null && break; sleep 0.02; done
 echo "Submitted batch job $number"
 """,
     "sacct": """

@@ -112,6 +112,7 @@ def _sinkhorn(batch: int, classes: int) -> dict[str, Maker]:
     fixed = {"temperature": TEMPERATURE, "epsilon": EPSILON, "max_iterations": ITERATIONS}
     return {
         "kdkit": ours("sinkhorn_loss", batch, classes, **fixed),
+        "kdkit, compiled": ours("sinkhorn_loss", batch, classes, implementation="compiled", **fixed),
         "kdkit, converged to 1e-9": ours("sinkhorn_loss", batch, classes, temperature=TEMPERATURE, epsilon=EPSILON),
         "POT": theirs(pot("sinkhorn"), batch, classes, "ot"),
         "POT log": theirs(pot("sinkhorn_log"), batch, classes, "ot"),

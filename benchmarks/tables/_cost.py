@@ -20,9 +20,12 @@ __all__ = ["print_cost"]
 SIZES = {"CIFAR10": 50_000, "CIFAR100": 50_000, "Digits": 1_297, "FashionMNIST": 60_000, "ImageNet": 1_281_167}
 """Training images."""
 
-_STEPS = (4, 12)
-_LARGE = 8
-"""Samples of a measured batch of large images on a CPU; the time is taken to grow with the batch."""
+GLUE = {"cola": 8551, "sst2": 67_349, "mrpc": 3668, "qqp": 363_846, "mnli": 392_702, "qnli": 104_743, "rte": 2490}
+"""Training texts."""
+
+_STEPS, _FEW_STEPS = (4, 12), (1, 3)
+_LARGE, _TEXTS = 8, 1
+"""Samples of a measured batch of large images, or of texts, on a CPU; the time is taken to grow with the batch."""
 
 
 def print_cost(plan: Plan, seeds: int) -> None:
@@ -52,7 +55,8 @@ def _hours(settings: dict[str, Any]) -> float:
     """Of one training with these settings."""
     engine = settings["engine"]
     per_sample = _seconds_per_sample(settings)
-    samples = SIZES.get(data_name(settings), 0)
+    name = data_name(settings)
+    samples = GLUE[settings["data"]["subset"]] if name == "GLUE" else SIZES.get(name, 0)
     samples = int(settings["data"].get("train_size") or samples)
     if engine["max_steps"]:
         return per_sample * int(engine["max_steps"]) * int(engine["batch_size"]) / 3600
@@ -60,11 +64,13 @@ def _hours(settings: dict[str, Any]) -> float:
 
 
 def _seconds_per_sample(settings: dict[str, Any]) -> float:
-    on_gpu, batch = torch.cuda.is_available(), int(settings["engine"]["batch_size"])
+    on_gpu, batch, lengths = torch.cuda.is_available(), int(settings["engine"]["batch_size"]), _STEPS
+    if not on_gpu and data_name(settings) == "GLUE":
+        batch, lengths = _TEXTS, _FEW_STEPS
     if not on_gpu and SHAPES.get(data_name(settings), (0, 0, 0))[2] > 64:
         batch = min(batch, _LARGE)
     seconds = []
-    for steps in _STEPS:
+    for steps in lengths:
         cut = small(settings)
         cut["engine"].update({"max_steps": steps, "batch_size": batch, "device": "auto"})
         if on_gpu:
@@ -74,7 +80,7 @@ def _seconds_per_sample(settings: dict[str, Any]) -> float:
         if record["status"] != "ok":
             raise KdkitError(f"a step could not be measured: {record['error']}")
         seconds.append(float(record["seconds"]))
-    return max(seconds[1] - seconds[0], 0.0) / (_STEPS[1] - _STEPS[0]) / batch
+    return max(seconds[1] - seconds[0], 0.0) / (lengths[1] - lengths[0]) / batch
 
 
 def _teacher_alone(planned: Planned) -> dict[str, Any]:

@@ -94,6 +94,9 @@ def made_up_scene(cfg: DictConfig, samples: int) -> Scene:
     """A scene with made-up data in place of those that the settings name, or a little of the standard library."""
     from kdkit._config.build import instantiate
 
+    if data_name(cfg) == "GLUE":
+        cfg.data.made_up = max(samples, 4)
+        return set_scene(cfg, make_accelerator(cfg))
     if data_name(cfg) == "StdlibText":
         cfg.data.max_bytes = min(int(cfg.data.max_bytes or _BYTES), _BYTES)
         return set_scene(cfg, make_accelerator(cfg))

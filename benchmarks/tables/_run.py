@@ -249,6 +249,8 @@ def small(settings: dict[str, Any]) -> dict[str, Any]:
         if block and block.get("ema") is None:
             block["weights"] = "random"
             block.get("model", {}).update({"pretrained": False} if "pretrained" in block.get("model", {}) else {})
+    if "pretrained" in settings["student"]["model"]:
+        settings["student"]["model"]["pretrained"] = False
     for link in (settings.get("chain") or {}).values():
         link.setdefault("engine", {}).update({"max_steps": 1})
     return settings

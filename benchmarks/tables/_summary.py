@@ -121,8 +121,8 @@ def _teacher(plan: Plan, pair: str, teachers: Sequence[Mapping[str, Any]]) -> Li
     line = Line(pair, "teacher", f"teacher: {plan.table.pairs[pair].teacher}", published)
     values = {str(record["key"]): record for record in teachers if record["pair"] == pair}
     if values:
-        metrics = [record["metrics"] for record in values.values()]
-        line.values = {place: _percent(each[plan.table.metric], plan) for place, each in enumerate(metrics)}
+        metrics, of = [record["metrics"] for record in values.values()], plan.table.metric_of(pair)
+        line.values = {place: _percent(each[of], of) for place, each in enumerate(metrics)}
         line.mean, line.std = mean_std(list(line.values.values()))
         line.ece, line.nll = (_mean(each.get(name) for each in metrics) for name in ("ece", "nll"))
         line.verdict = "not compared"
@@ -131,8 +131,8 @@ def _teacher(plan: Plan, pair: str, teachers: Sequence[Mapping[str, Any]]) -> Li
     return line
 
 
-def _percent(value: float, plan: Plan) -> float:
-    return 100 * value if metric(plan.table.metric).share else value
+def _percent(value: float, of: str) -> float:
+    return 100 * value if metric(of).share else value
 
 
 def _mean(values: Any) -> float | None:
@@ -157,8 +157,9 @@ def _line(plan: Plan, pair: str, method: str, by_seed: Mapping[int, Mapping[str,
         if line.failed:
             line.verdict, line.note = "failed", str(next(iter(by_seed.values()))["error"])
         return line
-    line.values = {seed: _percent(record["metrics"][table.metric], plan) for seed, record in good.items()}
-    line.best = {seed: _percent(record["best"]["value"], plan) for seed, record in good.items()}
+    of = table.metric_of(pair)
+    line.values = {seed: _percent(record["metrics"][of], of) for seed, record in good.items()}
+    line.best = {seed: _percent(record["best"]["value"], of) for seed, record in good.items()}
     line.mean, line.std = mean_std(list(line.values.values()))
     line.best_mean, line.best_std = mean_std(list(line.best.values()))
     line.low, line.high = mean_interval(list(line.values.values())) or (None, None)

@@ -41,12 +41,14 @@ class Pair:
         teacher, student: names of networks.
         published: what the source reports for "teacher" and "student" alone, in percent.
         missing: why the pair cannot be run; empty if it can.
+        metric: what is compared in this pair, where it is not the table's.
     """
 
     teacher: str
     student: str
     published: dict[str, float] = field(default_factory=dict)
     missing: str = ""
+    metric: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,10 @@ class Table:
     methods: dict[str, Method]
     claims: tuple[Claim, ...]
     main: tuple[str, ...]
+
+    def metric_of(self, pair: str) -> str:
+        """What is compared in a pair."""
+        return self.pairs[pair].metric or self.metric
 
     def published(self, method: str, pair: str) -> float | None:
         """The published value as an accuracy-like percentage, higher is better."""

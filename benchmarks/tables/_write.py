@@ -52,7 +52,7 @@ def write_all(
     """Write ``table.html``, ``.md``, ``.tex`` and ``.csv``; returns the first."""
     lines = summarise(plan, records, teachers)
     drawn = {
-        pair: pictures(pair.replace("/", "--").replace(" ", "-"), rows, metric(plan.table.metric))
+        pair: pictures(pair.replace("/", "--").replace(" ", "-"), rows, metric(plan.table.metric_of(pair)))
         for pair, rows in lines.items()
     }
     content = _content(plan, lines, findings(plan, records), _with_rest(read_facts(folder), records), drawn)
@@ -89,6 +89,8 @@ def _content(
     blocks = []
     for pair, rows in lines.items():
         title = pair if "/" not in pair else f"{table.pairs[pair].teacher} → {table.pairs[pair].student}"
+        own = table.pairs[pair].metric
+        title += f" ({metric(own).label})" if own else ""
         entries = [_entry(line, kept) for line in rows]
         blocks.append({"title": title, "lines": entries, "pictures": list(drawn.get(pair, ()))})
     return {

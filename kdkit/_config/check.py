@@ -23,14 +23,14 @@ from kdkit.errors import ConfigError, did_you_mean
 
 __all__ = ["check", "prepare"]
 
+_TRAINED = r"teacher(?:\.members\[\d+\]|\.routed\.teachers\.[^.]+)?"
 _CALLS = {
     r"task": Call(("spec",)),
-    r"optim|teacher\.train\.optim|teacher\.members\[\d+\]\.train\.optim": Call(("params",)),
-    r"scheduler|teacher\.train\.scheduler|teacher\.members\[\d+\]\.train\.scheduler": Call(
-        ("optimizer",), ("total_steps",)
-    ),
+    rf"optim|{_TRAINED}\.train\.optim": Call(("params",)),
+    rf"scheduler|{_TRAINED}\.train\.scheduler": Call(("optimizer",), ("total_steps",)),
     r"teacher\.ema": Call(("student", "task")),
     r"teacher\.cached": Call(("task", "data"), ("settings",)),
+    r"teacher\.served": Call(("task",)),
     r"strategy": Call(("task",)),
     r"student\.classifier": Call(("backbone", "head", "grid", "example")),
     r"features\.[^.]+\.projector": Call(("student_shape", "teacher_shape")),
@@ -156,15 +156,19 @@ def _prune(cfg: DictConfig, context: Context) -> None:
         if not _is_block(cfg.get("strategy")):
             cfg.strategy = None  # an experiment had numbers for one, and none was chosen
         teacher = cfg.get("teacher")
-        if isinstance(teacher, DictConfig) and "_target_" not in (teacher.get("cached") or {"_target_": None}):
-            del teacher["cached"]  # an experiment had a folder for it, and another teacher was chosen
+        for kind, mark in (("cached", "_target_"), ("served", "_target_"), ("routed", "combine")):
+            if isinstance(teacher, DictConfig) and mark not in (teacher.get(kind) or {mark: None}):
+                del teacher[kind]  # an experiment had a folder for it, and another teacher was chosen
         if isinstance(teacher, DictConfig) and set(teacher) <= {"train", "weights"}:
             cfg.teacher = None  # none was chosen; a debug profile or a loss had settings for one
         elif isinstance(teacher, DictConfig) and teacher.get("ema") is not None:
             _refuse_typed_teacher(context)
             cfg.teacher = {"ema": teacher.ema}  # a loss may ask for it whatever network an experiment chose
-        elif isinstance(teacher, DictConfig) and teacher.get("cached") is not None:
-            cfg.teacher = {"cached": teacher.cached}  # an experiment may say how it would train a live one
+        elif isinstance(teacher, DictConfig):
+            for kind in (kind for kind in ("cached", "served") if teacher.get(kind) is not None):
+                cfg.teacher = {kind: teacher[kind]}  # an experiment may say how it would train a live one
+            if teacher.get("routed") is not None:
+                cfg.teacher = {key: teacher[key] for key in ("routed", "train") if key in teacher}
         _prune_tokenizer(cfg, context)
 
 
@@ -172,7 +176,8 @@ def _prune_tokenizer(cfg: DictConfig, context: Context) -> None:
     """An experiment may name the tokenizer of a teacher that was not chosen; one that was typed stays."""
     teacher, data = cfg.get("teacher") or {}, cfg.get("data") or {}
     typed = any(word.lstrip("+").startswith("data.teacher_tokenizer") for word in context.overrides)
-    if (teacher.get("ema") or teacher.get("cached")) and data.get("teacher_tokenizer") and not typed:
+    other = any(teacher.get(kind) is not None for kind in ("ema", "cached", "served", "routed"))
+    if other and data.get("teacher_tokenizer") and not typed:
         cfg.data.teacher_tokenizer = None
 
 

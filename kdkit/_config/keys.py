@@ -14,7 +14,8 @@ from kdkit.errors import ConfigError, did_you_mean
 __all__ = ["WHOLE_RUN", "check_keys", "check_numbers"]
 
 _NETWORK = ("model", "weights", "normalization", "input_size")
-_TEACHER = (*_NETWORK, "ensemble", "members", "train", "ema", "cached")
+_TEACHER = (*_NETWORK, "ensemble", "shares", "members", "train", "ema", "cached", "served", "routed")
+_ROUTED = ("teachers", "routes", "combine")
 _TRAIN = ("seed", "epochs", "max_steps", "batch_size", "optim", "scheduler", "data", "engine")
 _FEATURE = ("student", "teacher", "projector")
 WHOLE_RUN = frozenset({"precision", "device", "threads", "deterministic", "progress", "baseline", "export", "report"})
@@ -53,6 +54,16 @@ def check_keys(cfg: Mapping[str, Any], recipes: Path) -> None:
         for place, member in enumerate(members):
             _known(f"teacher.members[{place}]", member, (*_NETWORK, "train"))
             _train(f"teacher.members[{place}].train", (member or {}).get("train"), engine)
+        _routed("teacher.routed", teacher.get("routed"), engine)
+
+
+def _routed(path: str, block: Any, engine: Mapping[str, Any]) -> None:
+    _known(path, block, _ROUTED)
+    teachers = (block or {}).get("teachers")
+    _known(f"{path}.teachers", teachers, teachers or ())
+    for name, member in (teachers or {}).items():
+        _known(f"{path}.teachers.{name}", member, (*_NETWORK, "train"))
+        _train(f"{path}.teachers.{name}.train", (member or {}).get("train"), engine)
 
 
 def _train(path: str, block: Any, engine: Mapping[str, Any]) -> None:

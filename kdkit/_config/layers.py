@@ -74,9 +74,11 @@ def _run(cfg: Any, side: str) -> tuple[str, list[LayerInfo]]:
 def _fits(cfg: Any, side: str, kind: str) -> None:
     """A language model needs a vocabulary, an image classifier needs classes."""
     keys = {str(node) for node in re.findall(r"spec\.(\w+)", str(cfg[side].model))}
-    wanted = "text" if keys & {"vocab_size", "context"} else "image" if keys & {"num_classes", "in_chans"} else kind
+    of_text, of_classes = bool(keys & {"vocab_size", "context"}), bool(keys & {"num_classes", "in_chans"})
+    wanted = "labelled text" if of_text and of_classes else "text" if of_text else "image" if of_classes else kind
     if wanted != kind:
-        way = "experiment=stdlib_lm" if wanted == "text" else "data=digits task=classification"
+        ways = {"text": "experiment=stdlib_lm", "labelled text": "experiment=stdlib_labels"}
+        way = ways.get(wanted, "data=digits task=classification")
         raise ConfigError(
             f"{side} is a network for {wanted}s and the data is of {kind}s; add {way}".replace("texts", "text")
         )

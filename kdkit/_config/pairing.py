@@ -30,8 +30,10 @@ def check_blocks(settings: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{key} is null; choose one of `kdkit ls models`: {key}=…")
         elif key == "teacher" and block.get("ema") is not None:
             _check_average(block["ema"], needed)
-        elif key == "teacher" and block.get("cached") is not None:
-            _check_cached(block["cached"], needed)
+        elif key == "teacher" and _answers(block):
+            _check_answers(_answers(block), block, needed)
+        elif key == "teacher" and block.get("routed") is not None:
+            _check_routed(block["routed"], needed)
         elif not isinstance(block.get("model"), Mapping) or "_target_" not in block["model"]:
             raise ConfigError(f"{key}.model must be a block with a _target_, got {block.get('model')!r}")
 
@@ -43,13 +45,38 @@ def _check_average(ema: Any, needed: str) -> None:
         raise ConfigError("teacher.ema is an average of the student and cannot be trained by itself; choose a network")
 
 
-def _check_cached(cached: Any, needed: str) -> None:
-    if not isinstance(cached, Mapping) or "_target_" not in cached:
+def _answers(teacher: Mapping[str, Any] | None) -> str:
+    """Which kind of teacher has its answers here and no network: "cached", "served", or "" for none."""
+    return next((kind for kind in ("cached", "served") if (teacher or {}).get(kind) is not None), "")
+
+
+def _check_answers(kind: str, teacher: Mapping[str, Any], needed: str) -> None:
+    block = teacher[kind]
+    if not isinstance(block, Mapping) or "_target_" not in block:
         raise ConfigError(
-            f"teacher.cached must be a block with a _target_, got {cached!r}; choose it with teacher=cached"
+            f"teacher.{kind} must be a block with a _target_, got {block!r}; choose it with teacher={kind}"
         )
     if needed == "teacher":
-        raise ConfigError("teacher.cached is a file of answers and cannot be trained; choose a network")
+        what = "a file of answers" if kind == "cached" else "behind a server"
+        raise ConfigError(f"teacher.{kind} is {what} and cannot be trained; choose a network")
+
+
+def _check_routed(routed: Any, needed: str) -> None:
+    from kdkit.teachers._routes import check_routes
+
+    if needed == "teacher":
+        raise ConfigError("teacher.routed is several networks; train each by itself, as a teacher of its own")
+    teachers = routed.get("teachers")
+    if not isinstance(teachers, Mapping) or not teachers:
+        raise ConfigError(
+            f"teacher.routed.teachers must name at least one teacher and its block, got {teachers!r}; a block is like "
+            "teacher, with a model"
+        )
+    for name, block in teachers.items():
+        model = (block or {}).get("model")
+        if not isinstance(model, Mapping) or "_target_" not in model:
+            raise ConfigError(f"teacher.routed.teachers.{name}.model must be a block with a _target_, got {model!r}")
+    check_routes(routed.get("routes"), list(teachers))
 
 
 def check_losses(settings: Mapping[str, Any]) -> None:
@@ -77,14 +104,21 @@ def check_losses(settings: Mapping[str, Any]) -> None:
             "student.classifier takes the teacher's, and teacher.ema makes the teacher an average of the student; "
             "leave one of the two out"
         )
-    if settings.get("chain") and (settings.get("teacher") or {}).get("cached") is not None:
+    if settings["teacher_loss"] and (settings.get("teacher") or {}).get("routed") is not None:
         raise ConfigError(
-            "chain trains several students from a teacher in memory, and teacher.cached has its answers only; leave "
+            f"teacher_loss={list(settings['teacher_loss'])} lets the teacher learn, and teacher.routed has several "
+            "that stay as they are; leave one of the two out"
+        )
+    _check_shares(settings.get("teacher") or {}, settings["teacher_loss"])
+    kind = _answers(settings.get("teacher"))
+    if settings.get("chain") and kind:
+        raise ConfigError(
+            f"chain trains several students from a teacher in memory, and teacher.{kind} has its answers only; leave "
             "one of the two out"
         )
-    if settings["teacher_loss"] and settings["teacher"].get("cached") is not None:
+    if settings["teacher_loss"] and kind:
         raise ConfigError(
-            f"teacher_loss={list(settings['teacher_loss'])} lets the teacher learn, and teacher.cached has its answers "
+            f"teacher_loss={list(settings['teacher_loss'])} lets the teacher learn, and teacher.{kind} has its answers "
             "only; leave one of the two out"
         )
     if settings["teacher_loss"] and settings["teacher"].get("ema") is not None:
@@ -92,6 +126,18 @@ def check_losses(settings: Mapping[str, Any]) -> None:
             f"teacher_loss={list(settings['teacher_loss'])} lets the teacher learn, and teacher.ema makes it follow "
             "the student; leave one of the two out"
         )
+
+
+def _check_shares(teacher: Mapping[str, Any], learns: Any) -> None:
+    """Shares of an ensemble are known to be wrong before its members are trained."""
+    from kdkit.teachers.ensemble import checked_shares
+
+    shares = teacher.get("shares")
+    if shares is None:
+        return
+    if learns:
+        raise ConfigError("teacher.shares weighs teachers that stay as they are, and these learn; leave it out")
+    checked_shares(shares, int(teacher.get("ensemble") or 1) + len(teacher.get("members") or []))
 
 
 def _check_strategy(settings: Mapping[str, Any]) -> None:
@@ -112,7 +158,13 @@ def _check_strategy(settings: Mapping[str, Any]) -> None:
             "strategy.writer=student has no labels for what the student writes, and no loss learns from a teacher; add "
             "one, like 'loss=[ce,js]', or set strategy=none"
         )
-    alone = not teacher or teacher.get("members") or (teacher.get("ensemble") or 1) > 1
+    alone = (
+        not teacher
+        or _answers(teacher)
+        or teacher.get("routed")
+        or teacher.get("members")
+        or (teacher.get("ensemble") or 1) > 1
+    )
     if settings["strategy"].get("writer") == "teacher" and (alone or teacher.get("ema") or settings["teacher_loss"]):
         raise ConfigError(
             "strategy.writer=teacher needs one teacher that does not learn; choose it with teacher=…, or set "
@@ -150,10 +202,19 @@ def _check_needs(path: str, loss: Any, settings: Mapping[str, Any]) -> None:
             f"{path} learns from a teacher and there is none; choose one with teacher=…, or losses that need none, "
             f"like 'loss=[ce]'"
         )
-    cached = (settings.get("teacher") or {}).get("cached") is not None
-    if cached and loss.needs_teacher and (loss.pairs or loss.needs_class_means or "teacher" in loss.needs_heads):
+    kind = _answers(settings.get("teacher"))
+    if (
+        (settings.get("teacher") or {}).get("routed") is not None
+        and loss.needs_teacher
+        and (loss.pairs or loss.needs_class_means or "teacher" in loss.needs_heads)
+    ):
         raise ConfigError(
-            f"{path} reads features or weights of the teacher, and teacher=cached has its answers only; choose losses "
+            f"{path} reads features or weights of one teacher, and teacher=routed has several; choose losses on "
+            "logits, or one teacher"
+        )
+    if kind and loss.needs_teacher and (loss.pairs or loss.needs_class_means or "teacher" in loss.needs_heads):
+        raise ConfigError(
+            f"{path} reads features or weights of the teacher, and teacher={kind} has its answers only; choose losses "
             "on logits, or the teacher itself"
         )
     if loss.needs_class_means and settings["teacher_loss"]:
@@ -197,9 +258,13 @@ def _check_pair(path: str, pair: str, features: Mapping[str, Any]) -> None:
 def check_teacher_training(settings: Mapping[str, Any]) -> None:
     """A teacher without weights is trained first: its recipe has to be complete."""
     teacher, network = settings.get("teacher"), settings.get("network")
-    if teacher is None or teacher.get("ema") or teacher.get("cached") or network == "student":
+    if teacher is None or teacher.get("ema") or _answers(teacher) or network == "student":
         return
     if teacher.get("weights") is not None and network is None:
+        return
+    if teacher.get("routed") is not None and all(
+        block.get("weights") is not None for block in teacher["routed"]["teachers"].values()
+    ):
         return
     train = teacher.get("train")
     if not isinstance(train, Mapping):

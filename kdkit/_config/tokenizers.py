@@ -38,6 +38,8 @@ def check_tokenizers(settings: Mapping[str, Any], losses: Mapping[str, Any]) -> 
         "teacher_loss": bool(settings.get("teacher_loss")),
         "teacher.ema": teacher.get("ema") is not None,
         "teacher.cached": teacher.get("cached") is not None,
+        "teacher.served": teacher.get("served") is not None,
+        "teacher.routed": teacher.get("routed") is not None,
     }
     for key, there in refused.items():
         if there:

@@ -127,7 +127,8 @@ def prepare_teachers(cells: Sequence[Cell]) -> Row | None:
     row = None
     for cell in cells:
         cfg = cell.config()
-        if cfg.teacher is None or cfg.teacher_loss or cfg.teacher.get("ema") or cfg.teacher.get("cached"):
+        elsewhere = cfg.teacher is not None and any(cfg.teacher.get(kind) for kind in ("ema", "cached", "served"))
+        if cfg.teacher is None or cfg.teacher_loss or elsewhere:
             continue
         scene = scene_of(cfg)
         plain = OmegaConf.to_container(cfg, resolve=True)

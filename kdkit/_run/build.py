@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from kdkit._config.build import instantiate
 from kdkit._run.tokenizers import settle_teacher, shared_entries
 from kdkit.balancing import Balancer
-from kdkit.data._base import Batch, DataModule, ImageSpec
+from kdkit.data._base import Batch, DataModule, TextSpec
 from kdkit.engine.distiller import Learner
 from kdkit.engine.optim import parameter_groups
 from kdkit.engine.rng import seed_everything
@@ -257,13 +257,13 @@ def make_probe(
     return Probe(
         projected,
         scene.data.size("train"),
-        spec.num_classes if isinstance(spec, ImageSpec) else spec.vocab_size,
+        spec.vocab_size if isinstance(spec, TextSpec) else spec.num_classes,
         class_means,
-        partial(scene.data.labels, "train") if isinstance(spec, ImageSpec) else None,
+        None if isinstance(spec, TextSpec) else partial(scene.data.labels, "train"),
         heads,
         layers,
         norms,
-        spec.class_names if isinstance(spec, ImageSpec) else (),
+        () if isinstance(spec, TextSpec) else spec.class_names,
         shared_entries(scene.data),
     )
 
@@ -320,5 +320,5 @@ def _plain(value: Any) -> Any:
 def step_outputs(scene: Scene, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> StepOutputs:
     """What a loss would see of this batch."""
     labels, mask = scene.task.targets(batch)
-    extra: dict[str, Tensor] = {"index": batch["index"]} if "index" in batch else {}
-    return StepOutputs(student, teacher, labels, mask, 0.0, extra, alignment=scene.task.alignment(batch))
+    alignment = scene.task.alignment(batch)
+    return StepOutputs(student, teacher, labels, mask, 0.0, scene.task.extra(batch), alignment=alignment)

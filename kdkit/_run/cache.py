@@ -15,17 +15,18 @@ from kdkit._run.build import Scene, make_accelerator, set_scene
 from kdkit._run.folder import run_environment
 from kdkit._run.results import Row, measure
 from kdkit._run.teacher import Guide, provide_teacher
-from kdkit.data._base import ImageSpec
+from kdkit.data._base import TextSpec
 from kdkit.engine.callbacks import make_progress
 from kdkit.errors import ConfigError
 from kdkit.objective import Objective
 
 if TYPE_CHECKING:
     from kdkit._config.context import Context
+    from kdkit.losses._base import DistillationLoss
     from kdkit.teachers._cache_files import Definition
     from kdkit.teachers.cached import CachedTeacher
 
-__all__ = ["cache_answers", "cached_row", "provide_cached"]
+__all__ = ["cache_answers", "cached_row", "check_answers", "provide_cached"]
 
 
 def cache_answers(cfg: DictConfig, context: Context) -> Path:
@@ -58,7 +59,7 @@ def cache_answers(cfg: DictConfig, context: Context) -> Path:
         write_json(folder / "environment.json", run_environment(context.job_line))
     scene.accelerator.wait_for_everyone()
     _write(folder, definition, guide, scene)
-    row = known.get("row") or _teacher_row(guide, scene).as_dict()  # all ranks measure together
+    row = known.get("row") or _teacher_row(guide, scene)  # all ranks measure together
     scene.accelerator.wait_for_everyone()
     if main:
         facts |= {"complete": True, "summary": summary(folder, definition), "row": row}
@@ -94,8 +95,14 @@ def _check(cfg: DictConfig) -> None:
 def _teacher(cfg: DictConfig, scene: Scene) -> tuple[Guide, str]:
     from kdkit._run.distill import network_name
 
-    name = network_name(cfg.teacher)
-    guide = provide_teacher(cfg, scene, name, make_progress(cfg.engine.progress, scene.task.unit))
+    if cfg.teacher.get("served") is not None:
+        from kdkit._run.served import served_guide
+
+        guide: Guide | None = served_guide(cfg, scene)
+        name = str(cfg.teacher.served.model)
+    else:
+        name = network_name(cfg.teacher)
+        guide = provide_teacher(cfg, scene, name, make_progress(cfg.engine.progress, scene.task.unit))
     assert guide is not None and guide.teacher is not None
     if scene.accelerator.is_main_process:
         print(f"teacher {name}: {guide.origin}", flush=True)
@@ -110,10 +117,18 @@ def _definition(cfg: DictConfig, scene: Scene, guide: Guide, name: str) -> Defin
     probe = guide.teacher(scene.probe_batch())
     scene.task.check_outputs(probe, None, scene.probe_batch())
     classes = probe.logits.shape[-1]
-    k = min(64, classes) if cfg.cache.k is None else int(cfg.cache.k)
+    told = classes if probe.sparse is None else probe.sparse.ids.shape[-1]
+    k = min(64, told) if cfg.cache.k is None else int(cfg.cache.k)
     if k > classes:
-        what = "classes" if isinstance(spec, ImageSpec) else "entries of the vocabulary"
+        what = "entries of the vocabulary" if isinstance(spec, TextSpec) else "classes"
         raise ConfigError(f"cache.k must be at most the {classes} {what}, got {k}; set cache.k={classes} to keep all")
+    if k > told:
+        raise ConfigError(f"cache.k must be at most the {told} entries that the server is asked for, got {k}")
+    if told < classes and float(cfg.cache.temperature) != 1.0:
+        raise ConfigError(
+            f"cache.temperature must be 1, at which the server tells {told} of {classes:,} entries, got "
+            f"{cfg.cache.temperature:g}; leave it out"
+        )
     settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
     return Definition(
         teacher={"identity": guide.teacher.identity, "name": name, "origin": guide.origin},
@@ -171,21 +186,25 @@ def _write(folder: Path, definition: Definition, guide: Guide, scene: Scene) -> 
         )
 
 
-def _teacher_row(guide: Guide, scene: Scene) -> Row:
+def _teacher_row(guide: Guide, scene: Scene) -> dict[str, Any] | None:
+    """What the teacher itself achieves, if it is here to be measured."""
+    if not guide.members:
+        return None
     networks = [member.network for member in guide.members]
     seconds = [member.seconds for member in guide.members if member.seconds is not None]
     asked = guide.teacher if len(networks) > 1 else None
     spent = sum(seconds) if seconds else None
-    return measure(networks, scene, name="teacher", origin=guide.origin, asked=asked, seconds=spent)
+    return measure(networks, scene, name="teacher", origin=guide.origin, asked=asked, seconds=spent).as_dict()
 
 
-def _tell(folder: Path, definition: Definition, facts: dict[str, float], scene: Scene) -> None:
-    unit = "token" if scene.task.unit == "tokens" else "image"
+def _tell(folder: Path, definition: Definition, facts: dict[str, Any], scene: Scene) -> None:
+    unit = scene.task.unit.removesuffix("s")
+    lost = "not known" if facts["kl"] is None else f"{facts['kl']:.3g} nats per {unit}"
     full = 4 * definition.classes
     print(
         f"{facts['positions']:,} {unit}s in {facts['bytes'] / 1e6:,.1f} MB, {facts['bytes_per_position']:.1f} bytes "
         f"per {unit} (all {definition.classes:,} float32 logits: {full:,})\n"
-        f"not kept: {facts['rest']:.2%} of the teacher's mass; KL(teacher || cache) {facts['kl']:.3g} nats per {unit}\n"
+        f"not kept: {facts['rest']:.2%} of the teacher's mass; KL(teacher || cache) {lost}\n"
         f"cache: {folder}\n"
         f"use it with: kdkit distill … teacher=cached teacher.cached.folder={folder}",
         flush=True,
@@ -205,25 +224,53 @@ def provide_cached(cfg: DictConfig, scene: Scene, objective: Objective) -> Guide
     teacher: CachedTeacher = instantiate(
         cfg.teacher.cached, scene.task, scene.data, offer={"settings": settings}, where="teacher.cached"
     )
-    definition = teacher.definition
+    kept = teacher.definition
+    guided = check_answers(
+        objective,
+        (kept.k, kept.classes, kept.temperature),
+        holds=f"the cache {teacher.folder} holds",
+        made=f"the cache {teacher.folder} was made",
+        way_out="make another cache with cache.temperature={}",
+    )
+    teacher.dense = any(not loss.reads_sparse for loss in guided)
+    return Guide(teacher)
+
+
+def check_answers(
+    objective: Objective, known: tuple[int, int, float], *, holds: str, made: str, way_out: str
+) -> list[DistillationLoss]:
+    """Refuse terms that ask more of a teacher than its best entries tell.
+
+    Args:
+        objective: of the student.
+        known: entries, classes and temperature of the answers.
+        holds: "the cache X holds", for the sentence.
+        made: "the cache X was made", likewise.
+        way_out: what to do about a temperature, which takes the place of the braces.
+
+    Returns:
+        The terms that learn from the teacher.
+
+    Raises:
+        ConfigError: naming the term.
+    """
+    k, classes, temperature = known
     guided = [(name, loss) for name, loss in objective if loss.needs_teacher]
     for name, loss in guided:
         if loss.needs_scores:
             raise ConfigError(
-                f"loss.{name} compares the logits themselves, and the cache {teacher.folder} holds probabilities, "
-                "which do not tell them; choose a divergence, or the teacher itself"
+                f"loss.{name} compares the logits themselves, and {holds} probabilities, which do not tell them; "
+                "choose a divergence, or the teacher itself"
             )
         asked = loss.teacher_temperatures()
-        other = [value for value in asked if isinstance(value, torch.Tensor) or value != definition.temperature]
-        if definition.k < definition.classes and other:
+        other = [value for value in asked if isinstance(value, torch.Tensor) or value != temperature]
+        if k < classes and other:
             raise ConfigError(
-                f"loss.{name} softens the teacher at temperature {other[0]} and the cache {teacher.folder} was made at "
-                f"{definition.temperature:g}, which does not tell how the {definition.classes - definition.k:,} "
-                f"entries that were not kept would look; let it soften at {definition.temperature:g}, or make another "
-                f"cache with cache.temperature={other[0]}"
+                f"loss.{name} softens the teacher at temperature {other[0]} and {made} at {temperature:g}, which does "
+                f"not tell how the {classes - k:,} entries that were not kept would look; let it soften at "
+                f"{temperature:g}, or {way_out.format(other[0])}"
             )
-    teacher.dense = any(not loss.reads_sparse for _, loss in guided)
-    return Guide(teacher)
+    return [loss for _, loss in guided]
 
 
 def cached_row(teacher: CachedTeacher) -> Row | None:

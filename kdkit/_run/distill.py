@@ -33,6 +33,7 @@ from kdkit._run.heads import fuse_heads, with_logits
 from kdkit._run.networks import Recipe, Trained, provide_alone
 from kdkit._run.reuse import reuse_classifier
 from kdkit._run.sample_weights import identity_of, load_sample_weights
+from kdkit._run.served import provide_served
 from kdkit._run.session import Session
 from kdkit._run.teacher import Guide, provide_average, provide_teacher
 from kdkit.data._base import Batch
@@ -77,6 +78,8 @@ class Distilled:
 
 def network_name(block: DictConfig) -> str:
     """What reports call a network: its own name, or its builder with the arguments that set it apart."""
+    if block.get("routed") is not None:
+        return f"routed({', '.join(map(str, block.routed.teachers))})"
     model = block.model
     for key in ("name", "model_name"):
         if model.get(key):
@@ -147,12 +150,14 @@ def _guide(session: Session, student: Network, objective: Objective, guided: boo
         return None
     if cfg.teacher.get("cached") is not None:
         guide = provide_cached(cfg, scene, objective) if guided else None
-        if guide is not None:
-            session.say(f"teacher {guide.teacher.name}: {guide.origin}")  # type: ignore[union-attr]
+    elif cfg.teacher.get("served") is not None:
+        guide = provide_served(cfg, scene, objective) if guided else None
     elif cfg.teacher.get("ema") is not None:
         guide = provide_average(cfg, scene, student) if guided else None
     else:
         guide = provide_teacher(cfg, scene, network_name(cfg.teacher), session.progress())
+    if guide is not None and guide.teacher is not None and guide.teacher.origin is not None:
+        session.say(f"teacher {guide.teacher.name}: {guide.origin}")  # type: ignore[attr-defined]
     for member in guide.members if guide else []:
         session.say(f"teacher {member.network.name}: {member.origin}")
     return guide

@@ -25,9 +25,10 @@ __all__ = ["distilled_rows", "finish", "print_rows", "trained_rows"]
 
 _SHOWN = {
     "classification": ("accuracy", "nll", "ece", "agreement"),
+    "sequence_classification": ("accuracy", "f1", "matthews", "nll", "ece", "agreement"),
     "causal_lm": ("perplexity", "bits_per_byte", "accuracy", "agreement"),
 }
-_PERCENT = {"accuracy", "top5", "agreement", "ece", "adaptive_ece"}
+_PERCENT = {"accuracy", "top5", "f1", "agreement", "ece", "adaptive_ece"}
 
 
 def distilled_rows(session: Session, distilled: Distilled) -> list[Row]:
@@ -81,6 +82,8 @@ def _teacher_rows(scene: Scene, guide: Guide, name: str, taught: Teacher | None)
     if isinstance(guide.teacher, CachedTeacher):
         row = cached_row(guide.teacher)
         return [] if row is None else [row]
+    if not guide.members:
+        return []  # behind a server
     if guide.learners:
         return [
             measure(

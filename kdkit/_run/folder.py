@@ -33,7 +33,15 @@ __all__ = [
 ]
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "torchmetrics", "POT", "hydra-core", "numpy")
-_FREE_ON_RESUME = ("resume", "run_dir", "loggers", "engine.progress", "engine.report", "engine.export")
+_FREE_ON_RESUME = (
+    "resume",
+    "run_dir",
+    "loggers",
+    "engine.progress",
+    "engine.report",
+    "engine.export",
+    *(f"teacher.served.{key}" for key in ("url", "timeout", "retries", "wait", "concurrency", "key_variable")),
+)
 
 
 def make_run_dir(cfg: DictConfig, tag: str) -> Path:

@@ -14,7 +14,7 @@ from kdkit._run.networks import Trained
 from kdkit._run.reuse import reuse_classifier
 from kdkit._run.teacher import Guide
 from kdkit._run.tokenizers import mark_teacher, scene_of_teacher
-from kdkit.data._base import ImageSpec
+from kdkit.data._base import TextSpec
 from kdkit.models._build import origin_of
 from kdkit.objective import Objective
 from kdkit.teachers._base import Teacher
@@ -33,7 +33,10 @@ def rehearse(cfg: DictConfig, scene: Scene, objective: Objective) -> None:
     teacher = cfg.teacher
     if teacher is None or cfg.teacher_loss or cfg.chain:
         return
-    if teacher.get("ema") is not None or teacher.get("cached") is not None or teacher.weights is not None:
+    if (
+        any(teacher.get(kind) is not None for kind in ("ema", "cached", "served", "routed"))
+        or teacher.weights is not None
+    ):
         return
     heads = any(loss.needs_heads for _, loss in objective)
     if not (objective.pairs or heads or cfg.student.get("classifier") is not None):
@@ -73,7 +76,7 @@ def _no_means(teacher: Teacher, scene: Scene) -> Callable[[str], Tensor]:
 
     def means(pair: str) -> Tensor:
         spec = scene.data.spec
-        assert isinstance(spec, ImageSpec)
+        assert not isinstance(spec, TextSpec)
         width = teacher(scene.probe_batch()).features[pair].shape[1]
         return torch.zeros(spec.num_classes, width, device=scene.device)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kdkit._files import sha256_file
-from kdkit.data._base import DataModule, ImageSpec
+from kdkit.data._base import DataModule, TextSpec
 from kdkit.errors import ConfigError
 
 __all__ = ["identity_of", "load_sample_weights"]
@@ -65,8 +65,8 @@ def load_sample_weights(setting: str | None, data: DataModule) -> Tensor | None:
 
 
 def _balanced(data: DataModule) -> Tensor:
-    if not isinstance(data.spec, ImageSpec):
-        raise ConfigError("sample_weights=balanced needs class labels, and these data are text; name a file, or null")
+    if isinstance(data.spec, TextSpec):
+        raise ConfigError("sample_weights=balanced needs class labels, and these texts have none; name a file, or null")
     labels = data.labels("train")
     labelled = labels >= 0
     counts = torch.bincount(labels[labelled], minlength=data.spec.num_classes).float()

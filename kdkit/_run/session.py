@@ -26,6 +26,7 @@ from kdkit._run.folder import (
 from kdkit._run.tokenizers import settle_teacher
 from kdkit.engine.callbacks import Callback, Recorder, TrackerLog, make_progress
 from kdkit.engine.interrupt import Interrupted
+from kdkit.errors import ServerError
 
 if TYPE_CHECKING:
     from kdkit._config.context import Context
@@ -160,6 +161,10 @@ def _opened(cfg: DictConfig, context: Context, scene: Scene | None, folder: Path
         if not quiet:
             session.say(f"{error}; continue with: kdkit {context.command} resume={folder}")
         raise
+    except ServerError as error:
+        if quiet or not any(folder.glob("checkpoints/step-*")):
+            raise
+        raise ServerError(f"{error}; nothing is lost: go on with kdkit {context.command} resume={folder}") from error
     finally:
         if not quiet and accelerator.trackers:
             accelerator.end_training()

@@ -16,7 +16,7 @@ from kdkit.errors import ConfigError
 from kdkit.models._build import origin_of
 from kdkit.models._network import Network
 from kdkit.teachers._base import Teacher
-from kdkit.teachers.cached import CachedTeacher
+from kdkit.teachers._routes import shares_of, source_names
 
 __all__ = ["Guide", "provide_average", "provide_teacher"]
 
@@ -38,8 +38,8 @@ class Guide:
     @property
     def origin(self) -> str:
         """Where the weights came from, in words."""
-        if isinstance(self.teacher, CachedTeacher):
-            return f"answers out of the cache {self.teacher.folder}"
+        if self.teacher is not None and self.teacher.origin is not None:
+            return self.teacher.origin
         if len(self.members) == 1:
             return self.members[0].origin
         return "; ".join(f"member {number}: {member.origin}" for number, member in enumerate(self.members, start=1))
@@ -51,10 +51,12 @@ def provide_teacher(cfg: DictConfig, scene: Scene, name: str, callbacks: Sequenc
     Returns:
         ``None`` without a teacher.
     """
-    from kdkit.teachers import EnsembleTeacher, LiveTeacher
+    from kdkit.teachers import EnsembleTeacher, LiveTeacher, RoutedTeacher
 
     if cfg.teacher is None:
         return None
+    if cfg.teacher.get("routed") is not None:
+        shares_of(cfg.teacher.routed.routes, list(cfg.teacher.routed.teachers), source_names(scene.data.spec))
     reading = scene_of_teacher(scene)
     settings = cfg if reading is scene else reading.cfg
     members = [
@@ -66,7 +68,15 @@ def provide_teacher(cfg: DictConfig, scene: Scene, name: str, callbacks: Sequenc
     if cfg.teacher_loss:
         return Guide(None, members, [member.network for member in members])
     teachers = [LiveTeacher(member.network, scene.task, name=member.network.name) for member in members]
-    return Guide(teachers[0] if len(teachers) == 1 else EnsembleTeacher(teachers), members)
+    if cfg.teacher.get("routed") is not None:
+        routed = OmegaConf.to_container(cfg.teacher.routed, resolve=True)
+        assert isinstance(routed, dict)
+        named = dict(zip(routed["teachers"], teachers, strict=True))
+        return Guide(RoutedTeacher(named, routed["routes"], scene.task, combine=routed["combine"]), members)
+    shares = cfg.teacher.get("shares")
+    if len(teachers) == 1 and shares is None:
+        return Guide(teachers[0], members)
+    return Guide(EnsembleTeacher(teachers, shares=None if shares is None else list(shares)), members)
 
 
 def provide_average(cfg: DictConfig, scene: Scene, student: Network) -> Guide:
@@ -79,17 +89,27 @@ def _blocks(teacher: DictConfig, name: str) -> list[tuple[DictConfig, str]]:
     """Blocks and names of all members: ``ensemble`` copies of the teacher itself, then ``members``."""
     from kdkit._run.distill import network_name
 
+    if teacher.get("routed") is not None:
+        return [
+            (_completed(block, teacher, None), f"{name} {network_name(block)}")
+            for name, block in teacher.routed.teachers.items()
+        ]
     copies = int(teacher.get("ensemble") or 1)
     if copies < 1:
         raise ConfigError(f"teacher.ensemble must be a whole number of at least 1, got {copies}")
     blocks = [(teacher, f"{name} #{number + 1}" if copies > 1 else name) for number in range(copies)]
     for member in teacher.get("members") or []:
-        plain = [OmegaConf.to_container(node, resolve=True) for node in (teacher.train, member)]
-        weights = "random" if teacher.weights == "random" else None
-        defaults = {"weights": weights, "normalization": None, "input_size": None, "train": plain[0]}
-        block = OmegaConf.create({**defaults, **plain[1]})  # type: ignore[dict-item]
+        block = _completed(member, teacher, "random" if teacher.weights == "random" else None)
         blocks.append((block, network_name(block)))
     return blocks
+
+
+def _completed(member: DictConfig, teacher: DictConfig, weights: str | None) -> DictConfig:
+    """The block of a further teacher with what it leaves out."""
+    own, train = OmegaConf.to_container(member, resolve=True), teacher.get("train")
+    default = OmegaConf.to_container(train, resolve=True) if train is not None else None
+    assert isinstance(own, dict)
+    return OmegaConf.create({"weights": weights, "normalization": None, "input_size": None, "train": default} | own)
 
 
 def _member(

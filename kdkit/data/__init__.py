@@ -9,14 +9,17 @@ from kdkit.errors import did_you_mean
 
 if TYPE_CHECKING:
     from kdkit.data._alignment import align_tokens, match_vocabularies
-    from kdkit.data._base import Batch, DataModule, ImageSpec, Split, TextSpec
+    from kdkit.data._base import Batch, DataModule, ImageSpec, LabelledTextSpec, Split, TextSpec
+    from kdkit.data._labelled_texts import LabelledTexts
     from kdkit.data._tensor_images import Images, TensorImages
     from kdkit.data.augment import CropFlip, ShiftRotate
     from kdkit.data.cifar import CIFAR10, CIFAR100
     from kdkit.data.digits import Digits
     from kdkit.data.fashion_mnist import FashionMNIST
     from kdkit.data.folder import ImageFolder, ImageNet
+    from kdkit.data.glue import GLUE
     from kdkit.data.hub_text import HubText
+    from kdkit.data.stdlib_labels import StdlibLabels
     from kdkit.data.stdlib_text import StdlibText
     from kdkit.data.strong import AutoAugment, Compose, Cutout, RandAugment
     from kdkit.data.tensors import Tensors
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "GLUE",
     "AutoAugment",
     "Batch",
     "Compose",
@@ -38,9 +42,12 @@ __all__ = [
     "ImageNet",
     "ImageSpec",
     "Images",
+    "LabelledTextSpec",
+    "LabelledTexts",
     "RandAugment",
     "ShiftRotate",
     "Split",
+    "StdlibLabels",
     "StdlibText",
     "TensorImages",
     "Tensors",
@@ -52,14 +59,17 @@ __all__ = [
 
 _FILES = {
     "_alignment": ("align_tokens", "match_vocabularies"),
-    "_base": ("Batch", "DataModule", "ImageSpec", "Split", "TextSpec"),
+    "_base": ("Batch", "DataModule", "ImageSpec", "LabelledTextSpec", "Split", "TextSpec"),
+    "_labelled_texts": ("LabelledTexts",),
     "_tensor_images": ("Images", "TensorImages"),
     "augment": ("CropFlip", "ShiftRotate"),
     "cifar": ("CIFAR10", "CIFAR100"),
     "digits": ("Digits",),
     "fashion_mnist": ("FashionMNIST",),
     "folder": ("ImageFolder", "ImageNet"),
+    "glue": ("GLUE",),
     "hub_text": ("HubText",),
+    "stdlib_labels": ("StdlibLabels",),
     "stdlib_text": ("StdlibText",),
     "strong": ("AutoAugment", "Compose", "Cutout", "RandAugment"),
     "tensors": ("Tensors",),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdkit.errors import InputError
 
-__all__ = ["Batch", "DataModule", "ImageSpec", "Split", "TextSpec", "check_views"]
+__all__ = ["Batch", "DataModule", "ImageSpec", "LabelledTextSpec", "Spec", "Split", "TextSpec", "check_views"]
 
 Batch = dict[str, Tensor]
 Split = Literal["train", "val", "test"]
@@ -45,7 +45,31 @@ class TextSpec:
     """A ``transformers.PreTrainedTokenizerFast``, exported beside the student."""
     teacher: TextSpec | None = None
     """The same for the teacher, where it has a tokenizer of its own; ``None`` where both share one."""
+    sources: tuple[str, ...] = ()
+    """Names of the sources of the documents, where the set tells them apart; batches number them by ``source``."""
     kind: Literal["text"] = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledTextSpec:
+    """Shape of a set of texts, or pairs of texts, with one class each: rows of token ids of different length."""
+
+    num_classes: int
+    vocab_size: int
+    context: int
+    """Tokens of the longest row, the special ones included."""
+
+    pad_token_id: int
+    class_names: tuple[str, ...] = ()
+    measure: str = "accuracy"
+    """Which metric of the task says what network is better: ``accuracy``, ``f1`` or ``matthews``."""
+
+    tokenizer: Any = field(default=None, compare=False, repr=False)
+    """A ``transformers.PreTrainedTokenizerFast``, exported beside the student."""
+    kind: Literal["labelled text"] = "labelled text"
+
+
+Spec = ImageSpec | TextSpec | LabelledTextSpec
 
 
 def check_views(views: int) -> int:
@@ -63,17 +87,22 @@ class DataModule(ABC):
     Text batches hold ``input_ids`` and ``labels`` int64 ``[B, T]`` (labels are NOT shifted, -100 where nothing is
     to be learnt: prompts, padding), ``document_ids`` int64 ``[B, T]`` (0 = padding; tokens attend within one
     document only), ``position_ids`` int64 ``[B, T]`` (restart with each document), ``num_bytes`` int64 ``[B, T]``
-    (UTF-8 bytes that each token stands for) and ``index`` int64 ``[B]``. Where the teacher has a tokenizer of its own
-    they also hold the same text in its tokens, ``teacher_input_ids``, ``teacher_document_ids`` and
-    ``teacher_position_ids`` int64 ``[B, T']``, and by ``groups`` ``[B, T]`` and ``teacher_groups`` ``[B, T']`` which
-    tokens cover the same bytes (numbered from 1 in each row, 0 = compared with nothing).
+    (UTF-8 bytes that each token stands for) and ``index`` int64 ``[B]``; where the set tells sources apart also
+    ``source`` int64 ``[B, T]``, the place of each token's source in ``spec.sources`` (-1 for padding).
+    Where the teacher has a tokenizer of its own they also hold the same text in its tokens, ``teacher_input_ids``,
+    ``teacher_document_ids`` and ``teacher_position_ids`` int64 ``[B, T']``, and by ``groups`` ``[B, T]`` and
+    ``teacher_groups`` ``[B, T']`` which tokens cover the same bytes (numbered from 1 in each row, 0 = compared with
+    nothing).
+    Batches of labelled texts hold ``input_ids``, ``attention_mask`` (1 for tokens, 0 for padding) and
+    ``token_type_ids`` (1 for the second text of a pair) int64 ``[B, T]`` with ``T`` the longest of the batch,
+    ``label`` int64 ``[B]`` (-100 = unlabelled) and ``index`` int64 ``[B]``.
 
     Everything is a function of ``(seed, epoch, batch number)`` and never of global random state, so that a
     resumed, a sharded and an unbroken run see the same batches.
     """
 
     name: str
-    spec: ImageSpec | TextSpec
+    spec: Spec
     views: int = 1
     """How many times a training batch holds each image: with 2, row ``i`` and row ``i + B`` of a batch of ``B`` samples
     are two views of one sample, and its label and index stand there twice. Other batches hold one view."""
@@ -114,7 +143,7 @@ class DataModule(ABC):
         """
 
     def labels(self, split: Split) -> Tensor:
-        """The label of every sample of a split of images, int64 ``[size]``, by index; -100 = none."""
+        """The label of every sample of a split with labels, int64 ``[size]``, by index; -100 = none."""
         return torch.cat([batch["label"] for batch in self.batches(split, 512, train=False)])
 
     def num_batches(self, split: Split, batch_size: int, *, train: bool) -> int:

@@ -14,10 +14,11 @@ __all__ = ["Corpus", "Document", "check_shares", "content_key", "divide"]
 
 
 class Document(NamedTuple):
-    """A text to learn, after a prompt that is read but not learnt (empty where there is none)."""
+    """A text to learn, after a prompt that is read but not learnt (empty where there is none), and where it is from."""
 
     text: str
     prompt: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ def content_key(splits: Mapping[Split, Sequence[Document]]) -> str:
     for split in sorted(splits):
         digest.update(f"{split} {len(splits[split])}\n".encode())
         for document in splits[split]:
-            for part in document:
+            parts = document if document.source else document[:2]
+            for part in parts:
                 encoded = part.encode("utf-8", "replace")
                 digest.update(len(encoded).to_bytes(8, "big"))
                 digest.update(encoded)

@@ -55,12 +55,20 @@ def plan(lengths: Sequence[int], context: int, *, packing: bool, whole: Sequence
     return pieces
 
 
-def pack(documents: Iterable[Tokens], context: int, *, pad_token_id: int, packing: bool = True) -> dict[str, Tensor]:
+def pack(
+    documents: Iterable[Tokens],
+    context: int,
+    *,
+    pad_token_id: int,
+    packing: bool = True,
+    sources: Sequence[int] | None = None,
+) -> dict[str, Tensor]:
     """Rows of ``context`` tokens: ``input_ids``, ``document_ids``, ``num_bytes`` int32 and ``learn`` bool, all
     ``[N, context]``.
 
     ``document_ids`` count the documents of a row from 1; padding is 0. ``learn`` marks the targets. The sum of
-    ``num_bytes`` over the targets is that of the texts. See :func:`plan` for what goes where.
+    ``num_bytes`` over the targets is that of the texts. ``sources``, a number per document, adds ``source`` int32, -1
+    for padding. See :func:`plan` for what goes where.
     """
     documents = list(documents)
     lengths = [len(document.ids) for document in documents]
@@ -69,15 +77,20 @@ def pack(documents: Iterable[Tokens], context: int, *, pad_token_id: int, packin
     input_ids = np.full(shape, pad_token_id, dtype=np.int32)
     document_ids, num_bytes = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int32)
     learn = np.zeros(shape, dtype=bool)
+    source = np.full(shape if sources is not None else 0, -1, dtype=np.int32)
     for row, column, number, index, first, length in pieces:
         document, here, there = documents[index], slice(column, column + length), slice(first, first + length)
         input_ids[row, here] = document.ids[there]
         document_ids[row, here] = number
         num_bytes[row, here] = document.num_bytes[there]
         learn[row, here] = document.learn[there]
+        if sources is not None:
+            source[row, here] = sources[index]
         if first > 0:
             num_bytes[row, column], learn[row, column] = 0, False
     arrays = {"input_ids": input_ids, "document_ids": document_ids, "num_bytes": num_bytes, "learn": learn}
+    if sources is not None:
+        arrays["source"] = source
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

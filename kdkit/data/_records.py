@@ -25,6 +25,7 @@ class Fields:
         text: field with the text to learn; not read when there is a prompt field.
         prompt: field with the prompt, or ``None``.
         completion: field with the answer to the prompt, or ``None``.
+        source: field that says where a document is from, or ``None``.
 
     Raises:
         InputError: when only one of ``prompt`` and ``completion`` is given.
@@ -33,6 +34,7 @@ class Fields:
     text: str = "text"
     prompt: str | None = None
     completion: str | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if (self.prompt is None) != (self.completion is None):
@@ -44,7 +46,8 @@ class Fields:
     @property
     def names(self) -> list[str]:
         """The fields that are read."""
-        return [self.text] if self.prompt is None or self.completion is None else [self.prompt, self.completion]
+        read = [self.text] if self.prompt is None or self.completion is None else [self.prompt, self.completion]
+        return read if self.source is None else [*read, self.source]
 
     def document(self, record: Mapping[str, Any], where: str) -> Document:
         """The document of one record.
@@ -59,7 +62,8 @@ class Fields:
             if not isinstance(record[name], str):
                 raise DataError(f"{where}: field {name!r} must be text, got {type(record[name]).__name__}")
             values.append(_valid(record[name]))
-        return Document(values[-1], values[0] if len(values) == 2 else "")
+        source = values.pop() if self.source is not None else ""
+        return Document(values[-1], values[0] if len(values) == 2 else "", source)
 
 
 def expand(paths: str | Sequence[str]) -> list[Path]:

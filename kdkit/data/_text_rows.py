@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ from kdkit.data._tokenizer import given_tokenizer, teachers_tokenizer, tokenizer
 from kdkit.errors import DataError, InputError
 from kdkit.outputs import IGNORE_INDEX
 
-__all__ = ["TextRows"]
+__all__ = ["TextRows", "kept_rows"]
 
 _FORMAT, _PAIRED = "rows 1", "paired rows 1"
 _FILE = "rows.safetensors"
+_NAMES = "sources"
 
 
 class TextRows(InMemory):
@@ -43,6 +46,7 @@ class TextRows(InMemory):
         teacher_tokenizer: of a teacher with a tokenizer of its own, see :func:`teachers_tokenizer`; ``None`` where it
             shares the student's. A row then holds the same text in both, cut where tokens of both end, and at most
             ``context`` tokens of either; bytes that fit into no row are counted in :meth:`describe`.
+        sourced: whether rows say which source each token is of; ``corpus.key`` then covers the sources.
 
     Raises:
         DataError: when a split has no text, or the tokenizer cannot be used.
@@ -61,6 +65,7 @@ class TextRows(InMemory):
         vocab_size: int,
         context: int,
         packing: bool,
+        sourced: bool = False,
         teacher_tokenizer: Any = None,
     ) -> None:
         if context < 2:
@@ -71,24 +76,29 @@ class TextRows(InMemory):
             tokenizer = trained_tokenizer(_training_texts(documents), corpus.key, vocab_size, context)
         else:
             tokenizer = given_tokenizer(tokenizer)
+        if sourced and teacher_tokenizer is not None:
+            raise InputError(f"{name}: source and teacher_tokenizer do not go together; leave one of the two out")
         other = None
         if teacher_tokenizer is not None:
             texts = _training_texts(documents)
             other = teachers_tokenizer(teacher_tokenizer, texts, corpus.key, vocab_size, context)
             other = None if tokenizer_key(other) == tokenizer_key(tokenizer) else other
-        self.spec = _spec(tokenizer, context, None if other is None else _spec(other, context))
+        spec = _spec(tokenizer, context, None if other is None else _spec(other, context))
         shown: list[Any] = [_FORMAT, corpus.key, tokenizer_key(tokenizer), context, packing]
-        if other is not None:
-            shown += [_PAIRED, tokenizer_key(other)]
+        shown += ["sources"] if sourced else []
+        shown += [] if other is None else [_PAIRED, tokenizer_key(other)]
         self._fingerprint = sha256_json(shown)
         folder = store("text", self._fingerprint)
+        rows: dict[Any, dict[str, Tensor]]
         if other is None:
             self._teacher_rows: Callable[[], TextRows] = lambda: self
-            rows = _kept(folder, lambda: _rows(tokenizer, documents(), context, packing))
+            rows = dict(kept_rows(folder, lambda: _rows(tokenizer, documents(), context, packing, sourced)))
         else:
             options: dict[str, Any] = {"vocab_size": vocab_size, "context": context, "packing": packing}
             self._teacher_rows = functools.cache(lambda: TextRows(corpus, name=name, tokenizer=other, **options))
-            rows = _kept(folder, lambda: _paired_rows((tokenizer, other), documents(), context, packing))
+            rows = dict(kept_rows(folder, lambda: _paired_rows((tokenizer, other), documents(), context, packing)))
+        names = json.loads(bytes(rows.pop(_NAMES)["utf8"].tolist())) if sourced else []
+        self.spec = replace(spec, sources=tuple(names))
         self._left_out = {split: int(tensors.pop("left_out", torch.zeros(()))) for split, tensors in rows.items()}
         self._splits = {split: Resident(tensors) for split, tensors in rows.items()}
 
@@ -116,6 +126,7 @@ class TextRows(InMemory):
             "position_ids": positions(document_ids),
             "num_bytes": batch["num_bytes"].long(),
             "index": batch["index"],
+            **({"source": batch["source"].long()} if "source" in batch else {}),
         }
         if "groups" in batch:
             documents = batch["teacher_document_ids"].long()
@@ -140,11 +151,16 @@ def _spec(tokenizer: Any, context: int, teacher: TextSpec | None = None) -> Text
     )
 
 
-def _rows(tokenizer: Any, documents: _Documents, context: int, packing: bool) -> _Rows:
+def _rows(tokenizer: Any, documents: _Documents, context: int, packing: bool, sourced: bool) -> _Rows:
     encoder, pad = Encoder(tokenizer), tokenizer.pad_token_id
-    return {
-        split: pack(encoder(texts), context, pad_token_id=pad, packing=packing) for split, texts in documents.items()
-    }
+    names = _source_names(documents) if sourced else ()
+    rows: dict[Any, dict[str, Tensor]] = {}
+    for split, texts in documents.items():
+        own = [names.index(document.source) for document in texts] if sourced else None
+        rows[split] = pack(encoder(texts), context, pad_token_id=pad, packing=packing, sources=own)
+    if sourced:
+        rows[_NAMES] = {"utf8": torch.tensor(list(json.dumps(names).encode()), dtype=torch.uint8)}
+    return rows
 
 
 def _paired_rows(tokenizers: tuple[Any, Any], documents: _Documents, context: int, packing: bool) -> _Rows:
@@ -164,6 +180,11 @@ def _checked(name: str, documents: _Documents) -> _Documents:
     return documents
 
 
+def _source_names(documents: _Documents) -> list[str]:
+    """Names of all sources, sorted."""
+    return sorted({document.source for texts in documents.values() for document in texts})
+
+
 def _training_texts(documents: Callable[[], _Documents]) -> Iterator[str]:
     for document in documents()["train"]:
         if document.prompt:
@@ -171,7 +192,7 @@ def _training_texts(documents: Callable[[], _Documents]) -> Iterator[str]:
         yield document.text
 
 
-def _kept(folder: Path, make: Callable[[], _Rows]) -> _Rows:
+def kept_rows(folder: Path, make: Callable[[], dict[Split, dict[str, Tensor]]]) -> dict[Split, dict[str, Tensor]]:
     """Rows by split from the store; made and put there when they are missing or the file is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdkit._files import sha256_json
+from kdkit._files import installed_folder, sha256_json
 from kdkit.data._store import keep, store
 from kdkit.errors import DataError, InputError, did_you_mean
 
-__all__ = ["given_tokenizer", "teachers_tokenizer", "tokenizer_key", "trained_tokenizer"]
+__all__ = ["given_tokenizer", "joining", "teachers_tokenizer", "tokenizer_key", "trained_tokenizer"]
 
 PAD, EOS, UNK = "<|pad|>", "<|eos|>", "<|unk|>"
 KINDS = {"bpe": "byte-level bpe 1", "unigram": "unigram with metaspace 1"}
@@ -24,14 +24,14 @@ _FILE = "tokenizer.json"
 _SPACE = "\u2581"
 
 
-def given_tokenizer(tokenizer: Any) -> Any:
-    """A fast tokenizer with an EOS and a padding token, from a folder, a hub name or an object.
+def given_tokenizer(tokenizer: Any, *, needs_eos: bool = True) -> Any:
+    """A fast tokenizer with a padding token, and an EOS token if one is needed: of a folder, a hub name or an object.
 
     A tokenizer without a padding token pads with its EOS token. That is safe here: padded positions are known by
-    ``document_ids == 0`` and a label of -100, never by their token id.
+    ``document_ids == 0`` and a label of -100, or by the attention mask, never by their token id.
 
     Raises:
-        DataError: when it cannot be loaded, is not a fast one, or has no EOS token.
+        DataError: when it cannot be loaded, is not a fast one, or has no EOS token where one is needed.
     """
     name = tokenizer if isinstance(tokenizer, str) else type(tokenizer).__name__
     if isinstance(tokenizer, (str, Path)):
@@ -39,13 +39,13 @@ def given_tokenizer(tokenizer: Any) -> Any:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(installed_folder(name) if name.startswith("package:") else name)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().split("\n")[0]
             raise DataError(f"tokenizer {name!r} cannot be loaded ({reason}); give a folder or a hub name") from None
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(f"tokenizer {name!r} is not a fast tokenizer; convert it to a tokenizer.json first")
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and (needs_eos or tokenizer.pad_token_id is None):
         raise DataError(
             f"tokenizer {name!r} has no EOS token, which ends every document; set its eos_token and save it"
         )
@@ -119,6 +119,20 @@ def trained_tokenizer(
         model_max_length=context,
         clean_up_tokenization_spaces=False,
     )
+
+
+def joining(tokenizer: Any) -> Any:
+    """A tokenizer of :func:`trained_tokenizer` that by itself puts the end token before, between and behind texts.
+
+    The second text of a pair and the token behind it are of kind 1, as in BERT's tokenizers."""
+    from tokenizers import processors
+
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{EOS} $A {EOS}",
+        pair=f"{EOS} $A {EOS} $B:1 {EOS}:1",
+        special_tokens=[(EOS, tokenizer.eos_token_id)],
+    )
+    return tokenizer
 
 
 def tokenizer_key(tokenizer: Any) -> str:

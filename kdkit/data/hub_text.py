@@ -33,6 +33,7 @@ class HubText(TextRows):
         text_field: field that holds the text.
         prompt_field: field with a prompt, which is read but not learnt; goes with ``completion_field``.
         completion_field: field with the answer to the prompt; replaces ``text_field``.
+        source_field: field that says where a document is from, for teachers by source; ``None`` for nothing.
         tokenizer: a folder, a hub name or a fast tokenizer; ``None`` trains a byte-level BPE on the training split.
         vocab_size: entries of the trained tokenizer.
         context: tokens per row.
@@ -58,6 +59,7 @@ class HubText(TextRows):
         text_field: str = "text",
         prompt_field: str | None = None,
         completion_field: str | None = None,
+        source_field: str | None = None,
         tokenizer: Any = None,
         vocab_size: int = 4096,
         context: int = 256,
@@ -65,7 +67,7 @@ class HubText(TextRows):
         teacher_tokenizer: Any = None,
     ) -> None:
         check_shares(val_share, test_share)
-        fields = Fields(text_field, prompt_field, completion_field)
+        fields = Fields(text_field, prompt_field, completion_field, source_field)
         loaded = _load(dataset, splits, {"name": config, "revision": revision, "data_files": _plain(data_files)})
         read = {split: _read(part, fields, f"HubText: {dataset} {split}") for split, part in loaded.items()}
         documents = split_documents(read, val_share, test_share, "HubText")
@@ -76,6 +78,7 @@ class HubText(TextRows):
             vocab_size=vocab_size,
             context=context,
             packing=packing,
+            sourced=source_field is not None,
             teacher_tokenizer=teacher_tokenizer,
         )
 

@@ -13,7 +13,7 @@ from kdkit.data._documents import Corpus, Document, check_shares, content_key, d
 from kdkit.data._text_rows import TextRows
 from kdkit.errors import DataError, InputError
 
-__all__ = ["StdlibText"]
+__all__ = ["StdlibText", "read_library"]
 
 
 class StdlibText(TextRows):
@@ -29,6 +29,8 @@ class StdlibText(TextRows):
         test_share: share of the files that test.
         exclude: names of folders that are left out. ``encodings`` is among them because its character tables are
             copies of each other but for a few lines, ``pydoc_data`` because it is one big generated text.
+        source: ``"package"`` tells the packages apart, and ``modules`` that are a single file, for teachers by source;
+            ``None`` nothing.
         tokenizer: a folder, a hub name or a fast tokenizer; ``None`` trains a byte-level BPE on the training files.
         vocab_size: entries of the trained tokenizer.
         context: tokens per row.
@@ -48,6 +50,7 @@ class StdlibText(TextRows):
         val_share: float = 0.05,
         test_share: float = 0.05,
         exclude: Sequence[str] = ("test", "tests", "idlelib", "encodings", "pydoc_data"),
+        source: str | None = None,
         tokenizer: Any = None,
         vocab_size: int = 4096,
         context: int = 256,
@@ -55,18 +58,21 @@ class StdlibText(TextRows):
         teacher_tokenizer: Any = None,
     ) -> None:
         check_shares(val_share, test_share)
+        if source not in (None, "package"):
+            raise InputError(f"StdlibText: source must be package or null, got {source!r}")
         if max_bytes is not None and max_bytes < 1:
             raise InputError(f"StdlibText: max_bytes must be at least 1, got {max_bytes}; null takes all files")
-        files = _read(Path(sysconfig.get_paths()["stdlib"]), set(exclude))
+        files = read_library(Path(sysconfig.get_paths()["stdlib"]), set(exclude))
         if max_bytes is not None:
             files = _cap(files, max_bytes)
         splits = divide(list(files), val_share, test_share, "StdlibText")
-        texts = list(files.values())
+        names, texts = list(files), list(files.values())
         documents: dict[Split, list[Document]] = {
-            split: [Document(texts[index]) for index in indices] for split, indices in splits.items()
+            split: [Document(texts[index], source=_package(names[index], source)) for index in indices]
+            for split, indices in splits.items()
         }
         self.files: dict[Split, list[str]] = {
-            split: [list(files)[index] for index in indices] for split, indices in splits.items()
+            split: [names[index] for index in indices] for split, indices in splits.items()
         }
         super().__init__(
             Corpus(content_key(documents), lambda: documents),
@@ -75,11 +81,19 @@ class StdlibText(TextRows):
             vocab_size=vocab_size,
             context=context,
             packing=packing,
+            sourced=source is not None,
             teacher_tokenizer=teacher_tokenizer,
         )
 
 
-def _read(root: Path, exclude: set[str]) -> dict[str, str]:
+def _package(name: str, source: str | None) -> str:
+    """The source of a file of the library."""
+    if source is None:
+        return ""
+    return name.split("/")[0] if "/" in name else "modules"
+
+
+def read_library(root: Path, exclude: set[str]) -> dict[str, str]:
     """Relative path -> text, by path, without what is excluded, undecodable, empty or there already."""
     exclude = exclude | {"site-packages", "dist-packages", "__pycache__"}
     files: dict[str, str] = {}

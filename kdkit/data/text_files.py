@@ -17,6 +17,7 @@ from kdkit.errors import DataError, InputError, did_you_mean
 __all__ = ["TextFiles", "split_documents"]
 
 _SPLITS = ("train", "val", "test")
+_SOURCES = ("file", "folder", "field")
 
 
 class TextFiles(TextRows):
@@ -35,6 +36,9 @@ class TextFiles(TextRows):
         prompt_field: field with a prompt, which is read but not learnt; goes with ``completion_field``.
         completion_field: field with the answer to the prompt; replaces ``text_field``.
         separator: what stands between the documents of a ``.txt`` file, such as ``"\\n\\n"``; ``None`` for no split.
+        source: what tells the sources of documents apart, for teachers by source: ``"file"`` (name without suffix),
+            ``"folder"`` (name of the folder that the file lies in), ``"field"`` (of the records) or ``None``, nothing.
+        source_field: that field.
         tokenizer: a folder, a hub name or a fast tokenizer; ``None`` trains a byte-level BPE on the training split.
         vocab_size: entries of the trained tokenizer.
         context: tokens per row.
@@ -57,6 +61,8 @@ class TextFiles(TextRows):
         prompt_field: str | None = None,
         completion_field: str | None = None,
         separator: str | None = None,
+        source: str | None = None,
+        source_field: str = "source",
         tokenizer: Any = None,
         vocab_size: int = 4096,
         context: int = 256,
@@ -64,23 +70,42 @@ class TextFiles(TextRows):
         teacher_tokenizer: Any = None,
     ) -> None:
         check_shares(val_share, test_share)
-        fields = Fields(text_field, prompt_field, completion_field)
+        if source not in (None, *_SOURCES):
+            hint = did_you_mean(str(source), _SOURCES)
+            raise InputError(f"TextFiles: source must be file, folder, field or null, got {source!r}{hint}")
+        own = source_field if source == "field" else None
+        fields = Fields(text_field, prompt_field, completion_field, own)
         files = _files(paths)
 
         def load() -> dict[Split, list[Document]]:
-            read = {split: [d for path in found for d in read_file(path, fields, separator)] for split, found in files}
+            read = {
+                split: [d for path in found for d in _sourced(read_file(path, fields, separator), path, source)]
+                for split, found in files
+            }
             return split_documents(read, val_share, test_share, "TextFiles")
 
-        settings = [val_share, test_share, text_field, prompt_field, completion_field, separator]
+        settings: list[object] = [val_share, test_share, text_field, prompt_field, completion_field, separator]
+        named = source in ("file", "folder")
         super().__init__(
-            Corpus(_key(files, settings), load),
+            Corpus(_key(files, [*settings, source, own] if source else settings, named=named), load),
             name="text_files",
             tokenizer=tokenizer,
             vocab_size=vocab_size,
             context=context,
             packing=packing,
+            sourced=source is not None,
             teacher_tokenizer=teacher_tokenizer,
         )
+
+
+def _sourced(documents: list[Document], path: Path, source: str | None) -> list[Document]:
+    """Documents of one file that say where they are from."""
+    if source == "field" and path.suffix == ".txt":
+        raise InputError(f"TextFiles: source=field needs records, and {path} is plain text; set source=file or folder")
+    names = {"file": path.stem, "folder": path.resolve().parent.name}
+    if source not in names:
+        return documents
+    return [document._replace(source=names[source]) for document in documents]
 
 
 def split_documents(
@@ -97,7 +122,7 @@ def split_documents(
     out = dict(read)
     shares = {"val": 0.0 if "val" in read else val_share, "test": 0.0 if "test" in read else test_share}
     train = read["train"]
-    keys = [json.dumps(document) for document in train]
+    keys = [json.dumps(document[:2]) for document in train]
     for split, indices in divide(keys, shares["val"], shares["test"], where).items():
         out[split] = [train[index] for index in indices]
     return out
@@ -113,10 +138,11 @@ def _files(paths: str | Sequence[str] | Mapping[str, str | Sequence[str]]) -> li
     return [(split, expand(entry)) for split, entry in by_split.items()]
 
 
-def _key(files: Sequence[tuple[Split, Sequence[Path]]], settings: Sequence[object]) -> str:
-    """SHA-256 over the bytes of all files by split, and how they are read; file names do not count."""
+def _key(files: Sequence[tuple[Split, Sequence[Path]]], settings: Sequence[object], *, named: bool = False) -> str:
+    """SHA-256 over the bytes of all files by split, and how they are read; names count where they are sources."""
     shown: list[object] = [settings]
     for split, paths in sorted(files):
         for path in paths:
-            shown.append([split, path.suffix, sha256_file(path)])
+            names = [path.stem, path.resolve().parent.name] if named else []
+            shown.append([split, path.suffix, sha256_file(path), *names])
     return sha256_json(shown)

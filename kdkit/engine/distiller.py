@@ -95,7 +95,7 @@ class Distiller(nn.Module):
         """
         labels, mask = self.task.targets(batch)
         outputs = {name: self.task.forward(learner.network, batch) for name, learner in self.items()}
-        extra = {"index": batch["index"]} if "index" in batch else {}
+        extra = self.task.extra(batch)
         alignment = self.task.alignment(batch)
         total: Tensor | None = None
         terms: dict[str, Tensor] = {}

@@ -26,7 +26,7 @@ from kdkit.engine.meter import Meter
 from kdkit.engine.ranks import buffers_to_spread, global_counts, leave_out, spread
 from kdkit.engine.settings import Settings
 from kdkit.engine.state import collect_state, restore_state
-from kdkit.errors import ConfigError, NonFiniteError
+from kdkit.errors import ConfigError, NonFiniteError, ServerError
 from kdkit.outputs import ModelOutput
 from kdkit.tasks._base import Task
 from kdkit.tasks._strategy import Strategy
@@ -142,6 +142,7 @@ class Trainer:
         Raises:
             NonFiniteError: a loss term became NaN or infinite; names the term, the step and the batch.
             Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+            ServerError: a teacher behind a server failed; a checkpoint was written.
             CheckpointError: no readable checkpoint, or one of another run.
         """
         seconds = 0.0
@@ -194,9 +195,10 @@ class Trainer:
         group = self._rewritten(group)
         totals = global_counts(self.task, group, self.accelerator)
         progress = self.step / self.total_steps
+        fetched = self._fetched(group)
         for number, batch in enumerate(group):
             batch = self._formatted(batch)
-            guidance = self._guidance(batch)
+            guidance = self._guidance(batch) if fetched is None else fetched[number]
             last = number == len(group) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 loss, terms = self.wrapped(batch, guidance, totals, progress)
@@ -213,6 +215,23 @@ class Trainer:
             return None
         with self.accelerator.autocast(), self.meter.teacher():
             return self.teacher(batch)
+
+    def _fetched(self, group: list[Batch]) -> list[ModelOutput | None] | None:
+        """The answers of a teacher that may fail, to all micro-batches of a step before anything is computed with one:
+        a failure is then met with a checkpoint of the step before, as good as any."""
+        if self.teacher is None or not self.teacher.may_fail:
+            return None
+        answers: list[ModelOutput | None] = []
+        failure: ServerError | None = None
+        try:
+            answers = [self._guidance(batch) for batch in group]
+        except ServerError as error:
+            failure = error
+        if self._any_rank(failure is not None):
+            if self.saved != self.step:
+                self.save()
+            raise failure or ServerError(f"{self.label}: the teacher of another process failed at step {self.step}")
+        return answers
 
     def _rewritten(self, group: list[Batch]) -> list[Batch]:
         """What the strategy makes of the micro-batches of a step."""
@@ -360,11 +379,15 @@ class Trainer:
         self.saved = self.step
 
     def _asked_to_stop(self, guard: InterruptGuard, *, now: bool = False) -> bool:
-        if self.accelerator.num_processes == 1:
-            return guard.requested
-        if self.step % 10 and not now:
+        if self.accelerator.num_processes > 1 and self.step % 10 and not now:
             return False
-        flag = torch.tensor(float(guard.requested), device=self.accelerator.device)
+        return self._any_rank(guard.requested)
+
+    def _any_rank(self, here: bool) -> bool:
+        """Whether it is so on any rank."""
+        if self.accelerator.num_processes == 1:
+            return here
+        flag = torch.tensor(float(here), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def _stop_early(self) -> None:

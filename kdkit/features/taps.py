@@ -20,7 +20,7 @@ PENULTIMATE = "penultimate"
 """Layer name of the classifier's input."""
 
 HIDDEN_STATES = "hidden_states."
-"""Prefix of the layer names ``hidden_states.0`` (embeddings) to ``hidden_states.N`` (what the head reads)."""
+"""Prefix of the layer names ``hidden_states.0`` (embeddings) to ``hidden_states.N`` (what comes out at the end)."""
 
 
 INPUT = "input:"
@@ -82,12 +82,19 @@ def find_head(module: nn.Module) -> tuple[str, nn.Module]:
     return linear[-1]
 
 
-def _blocks(module: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """The stack of decoder layers of a transformers language model."""
+def _language_head(module: nn.Module) -> bool:
+    """Whether a module of transformers ends in a projection to its vocabulary."""
     getter = getattr(module, "get_output_embeddings", None)
-    if not callable(getter) or getter() is None:
+    return callable(getter) and getter() is not None
+
+
+def _blocks(module: nn.Module) -> tuple[str, nn.ModuleList] | None:
+    """The stack of layers of a transformers model of text: a language model, an encoder or a classifier on one."""
+    config = getattr(module, "config", None)
+    encoder = isinstance(getattr(module, "base_model", None), nn.Module) and hasattr(config, "vocab_size")
+    if not encoder and not _language_head(module):
         return None
-    depth = getattr(getattr(module, "config", None), "num_hidden_layers", None)
+    depth = getattr(config, "num_hidden_layers", None)
     for name, layer in module.named_modules():
         if isinstance(layer, nn.ModuleList) and len(layer) == depth:
             return name, layer
@@ -100,7 +107,7 @@ def find_layer(module: nn.Module, layer: str) -> tuple[nn.Module, bool]:
     Args:
         module: the network.
         layer: a name of ``module.named_modules()``, ``"input:NAME"`` for what goes into that module;
-            ``"penultimate"`` for the input of the classifier; for language models of transformers also
+            ``"penultimate"`` for the input of the classifier; for models of text of transformers also
             ``"hidden_states.N"`` as in their ``output_hidden_states`` (0 = embeddings, the last one = after the final
             norm; negative N count from the end); for transformers ``"attentions.N"``, ``"queries.N"``, ``"keys.N"`` and
             ``"values.N"``, see ``kdkit.features.attention``.
@@ -126,6 +133,8 @@ def find_layer(module: nn.Module, layer: str) -> tuple[nn.Module, bool]:
         layer = dict(zip([f"{HIDDEN_STATES}-{len(states) - i}" for i in range(len(states))], states)).get(layer, layer)
     if blocks is not None and layer in states:
         index = states.index(layer)
+        if index == len(blocks[1]) and not _language_head(module):
+            return module.base_model, False  # type: ignore[return-value]
         if index == len(blocks[1]):
             return find_head(module)[1], True
         return blocks[1][index], True

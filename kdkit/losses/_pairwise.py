@@ -1,8 +1,9 @@
-"""Costs between all rows of the student and all rows of the teacher, in blocks that fit a cache."""
+"""Costs between all rows of the student and all rows of the teacher: in blocks that fit a cache, or compiled."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor
 from kdkit.losses._blocks import scratch
 from kdkit.losses._ops import once
 
-__all__ = ["cost_between", "cost_slope", "pairwise_cost"]
+__all__ = ["IMPLEMENTATIONS", "cost_between", "cost_slope", "pairwise_cost"]
+
+IMPLEMENTATIONS = ("auto", "tiles", "compiled")
+"""How powers other than 2, which are matrix products, are computed; "auto" is "tiles"."""
 
 _BLOCK = {"cpu": 2**20, "cuda": 2**26}
 """Entries of ``[rows, columns, C]`` that are held at once."""
@@ -36,8 +40,24 @@ def _tiles(
                 yield left, right, part, into, room, start == 0
 
 
+@functools.cache
+def _compiled(power: float) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Cost and slope as one loop each, without room for the pairs; compiled at the first call."""
+
+    def cost(student: Tensor, teacher: Tensor) -> Tensor:
+        gap = (student.unsqueeze(1) - teacher).abs()
+        return (gap if power == 1 else gap.pow(power)).sum(dim=-1)
+
+    def slope(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+        gap = student.unsqueeze(1) - teacher
+        each = gap.sign() if power == 1 else gap.sign() * gap.abs().pow(power - 1) * power
+        return (weight.unsqueeze(-1) * each).sum(dim=1)
+
+    return torch.compile(cost, dynamic=True), torch.compile(slope, dynamic=True)
+
+
 @torch.no_grad()
-def cost_between(student: Tensor, teacher: Tensor, power: float) -> Tensor:
+def cost_between(student: Tensor, teacher: Tensor, power: float, implementation: str = "auto") -> Tensor:
     r"""``C_ij = sum_c |student_ic - teacher_jc| ** power``, ``[N, M]``, for rows that are laws.
 
     For ``power=1`` by ``sum |s - t| = sum s + sum t - 2 sum min(s, t)``, which takes two passes over the pairs; for
@@ -50,6 +70,8 @@ def cost_between(student: Tensor, teacher: Tensor, power: float) -> Tensor:
             whole = left.square().sum(dim=-1).unsqueeze(1) + right.square().sum(dim=-1)
             cost = torch.addmm(whole, left, right.T, alpha=-2)
         return torch.threshold_(cost, 8 * torch.finfo(cost.dtype).eps, 0.0).to(student.dtype)
+    if implementation == "compiled":
+        return _compiled(power)[0](student, teacher)
     cost = student.new_empty(student.shape[0], teacher.shape[0])
     for rows, columns, part, _, room, _ in _tiles(student, teacher, cost, cost):
         if power == 1:
@@ -64,19 +86,23 @@ def cost_between(student: Tensor, teacher: Tensor, power: float) -> Tensor:
 
 
 @torch.no_grad()
-def cost_slope(student: Tensor, teacher: Tensor, cost: Tensor, weight: Tensor, power: float) -> Tensor:
+def cost_slope(
+    student: Tensor, teacher: Tensor, cost: Tensor, weight: Tensor, power: float, implementation: str = "auto"
+) -> Tensor:
     """``sum_j weight_ij * d C_ij / d student_i``, ``[N, C]``, for the ``cost`` of :func:`cost_between`.
 
     Pairs that cost 0 have no slope. Where single entries of unequal rows agree, any slope between -1 and 1 is a
-    subgradient for ``power=1``, and -1 is taken.
+    subgradient for ``power=1``, and -1 is taken, or 0 by "compiled".
     """
     with torch.autocast(student.device.type, enabled=False):
         if power == 2:
             wide = weight.double()
             slope = wide.sum(dim=1, keepdim=True) * student.double() - wide @ teacher.double()
             return slope.mul_(2).to(student.dtype)
-        slope = torch.empty_like(student)
         weight = weight * cost.sign()
+        if implementation == "compiled":
+            return _compiled(power)[1](student, teacher, weight)
+        slope = torch.empty_like(student)
         for rows, columns, part, into, room, first in _tiles(student, teacher, weight, slope.unsqueeze(1)):
             if power == 1:
                 factor = torch.gt(rows, columns, out=room)

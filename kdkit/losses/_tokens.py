@@ -12,9 +12,18 @@ from kdkit.losses._base import FeaturesLoss
 from kdkit.losses._checks import check_choice, check_list, refuse
 from kdkit.outputs import StepOutputs
 
-__all__ = ["Per", "TokensLoss", "per_of", "token_lists", "token_mask", "values_per"]
+__all__ = ["Per", "TokensLoss", "per_of", "token_lists", "token_mask", "tokens_of", "values_per"]
 
 Per = Literal["sample", "token"]
+
+
+def tokens_of(out: StepOutputs) -> Tensor | None:
+    """Bool ``[B, T]``: the tokens that are no padding, of the samples that count, where texts get one answer each;
+    ``None`` for images, and where every token gets an answer."""
+    tokens = out.extra.get("tokens")
+    if tokens is None or per_of(out) == "token":
+        return None
+    return tokens & out.positions().unsqueeze(1)
 
 
 def token_lists(name: str, student: Any, teacher: Any, count: int | None = None) -> list[tuple[Tensor, Tensor]]:
@@ -72,7 +81,8 @@ def values_per(name: str, per: str, values: Tensor, mask: Tensor | None) -> tupl
 class TokensLoss(FeaturesLoss):
     """A loss of hidden states of several layers, of one shape on both sides.
 
-    Where images give tokens ``[B, T, D]``, a position is an image, and its value the mean over its tokens.
+    Where images give tokens ``[B, T, D]``, a position is an image, and its value the mean over its tokens; so it is
+    for texts that get one answer each, whose padding is left out.
 
     Args:
         pairs: names of the pairs in the ``features`` settings, shallow to deep.
@@ -85,6 +95,10 @@ class TokensLoss(FeaturesLoss):
         """Per-position values of one step."""
         pairs: Sequence[tuple[Tensor, Tensor]] = [self.features_of(out, pair) for pair in self.pairs]
         student, teacher = ([pair[side] for pair in pairs] for side in (0, 1))
+        tokens = tokens_of(out)
+        if tokens is not None and all(value.shape[:-1] == tokens.shape for value in student):
+            values = self.loss(student, teacher, mask=tokens, reduction="none")
+            return values_per(type(self).__name__, "sample", values, tokens)[0]
         if per_of(out) == "sample":
             student, teacher = ([_as_map(value) for value in side] for side in (student, teacher))
         return self.loss(student, teacher, mask=out.mask, reduction="none")
@@ -110,4 +124,6 @@ class AttentionLoss(FeaturesLoss):
     def compute(self, out: StepOutputs) -> Tensor:
         """Per-position values of one step."""
         student, teacher = zip(*(self.features_of(out, pair) for pair in self.pairs), strict=True)
-        return self.loss(list(student), list(teacher), per=per_of(out), mask=out.mask, reduction="none")
+        tokens = tokens_of(out)
+        mask = out.mask if tokens is None else tokens
+        return self.loss(list(student), list(teacher), per=per_of(out), mask=mask, reduction="none")

@@ -20,7 +20,7 @@ from kdkit.losses._checks import (
     temperatures,
 )
 from kdkit.losses._ops import once, select, soften
-from kdkit.losses._pairwise import cost_between, cost_slope
+from kdkit.losses._pairwise import IMPLEMENTATIONS, cost_between, cost_slope
 from kdkit.losses._scaling import balanced, self_balanced, transport_gradient, unbalanced
 
 __all__ = ["Solver", "TransportProblem", "Value", "batch_laws", "exact_plan", "lowrank_plan", "transported"]
@@ -102,6 +102,7 @@ class TransportProblem:
     max_iterations: int
     marginal_penalty: float
     rank: int
+    implementation: str = "auto"
 
     def check(self, name: str) -> TransportProblem:
         """The problem itself, if its fields are within their ranges; ``name`` is the loss, for the message."""
@@ -112,6 +113,7 @@ class TransportProblem:
         check_at_least(name, "max_iterations", self.max_iterations, 1)
         check_positive(name, "marginal_penalty", self.marginal_penalty)
         check_at_least(name, "rank", self.rank, 1)
+        check_choice(name, "implementation", self.implementation, IMPLEMENTATIONS)
         if self.solver == "unbalanced" and self.value == "transport":
             way_out = "unbalanced plans may drop mass, so that their transport cost alone rewards a distant student"
             refuse(name, "value", "'regularized' with solver='unbalanced'", self.value, way_out)
@@ -144,17 +146,17 @@ class TransportProblem:
 class _Transported(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, power: float, problem: TransportProblem) -> Tensor:
-        cost = cost_between(student, teacher, power)
+        cost = cost_between(student, teacher, power, problem.implementation)
         value, slope = problem.solve(cost.double())
         ctx.save_for_backward(student, teacher, cost, slope.to(cost.dtype))
-        ctx.power = power
+        ctx.power, ctx.implementation = power, problem.implementation
         return value.to(student.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         student, teacher, cost, slope = (saved.detach() for saved in ctx.saved_tensors)
         weight = slope * grad_output.detach()
-        gradient = cost_slope(student, teacher, cost, weight, ctx.power)
+        gradient = cost_slope(student, teacher, cost, weight, ctx.power, ctx.implementation)
         return once(gradient, *ctx.saved_tensors, grad_output), None, None, None
 
 

@@ -107,11 +107,13 @@ class _DIST:
             for side, law in ((student, room[0]), (teacher, room[1])):
                 softened = soften(clean(side, self.mask), self.temperatures[0]).reshape(law.shape)
                 laws.append(torch.softmax(softened.to(dtype), dim=-1, out=law))
-            value, slopes = self._closed_form(laws[0], laws[1], room[2], room[3], room[4])
-            return value, torch.mul(slopes, laws[0]).view(student.shape) if learning else None
+            value, gradient = self._closed_form(laws[0], laws[1], room[2], room[3], room[4], learning)
+            return value, None if gradient is None else gradient.view(student.shape)
 
-    def _closed_form(self, q: Tensor, p: Tensor, own: Tensor, other: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
-        """The value, and what times ``q`` is its gradient with respect to the logits."""
+    def _closed_form(
+        self, q: Tensor, p: Tensor, own: Tensor, other: Tensor, room: Tensor, learning: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The value, and its gradient with respect to the logits."""
         (rows, total), classes = self._counts(q), q.shape[1]
         number, share = total.clamp(min=1), 1 / classes
         sides = torch.sub(q, share, out=own), torch.sub(p, share, out=other)
@@ -125,12 +127,16 @@ class _DIST:
                 side.mul_(rows)
         columns = _relate(*sides, room, means, 0, number, self.eps)
         value = self._value(lines.correlation, columns.correlation, rows, total)
+        if not learning:
+            return value, None
         on_rows, on_columns = -self.temperatures[0] * self.beta / number, -self.temperatures[0] * self.gamma / classes
         slopes = torch.add(lines.slope_b.unsqueeze(1) * on_rows, columns.slope_b * on_columns, out=own).mul_(p)
-        of_q = torch.add(lines.slope_a.unsqueeze(1) * on_rows, columns.slope_a * on_columns, out=other).mul_(q)
-        slopes.add_(of_q).sub_(on_columns * (columns.slope_b * means[1] + columns.slope_a * means[0]))
-        slopes.sub_(torch.mul(slopes, q, out=room).sum(dim=1, keepdim=True))  # what rows are centred by cancels here
-        return value, slopes if rows is None else slopes.mul_(rows)
+        of_q = torch.add(lines.slope_a.unsqueeze(1) * on_rows, columns.slope_a * on_columns, out=other)
+        slopes.addcmul_(of_q, q)
+        # what rows are centred by cancels in the last step, where the gradient goes through the softmax
+        slopes.sub_(on_columns * (columns.slope_b * means[1] + columns.slope_a * means[0])).mul_(q)
+        gradient = torch.addcmul(slopes, q, slopes.sum(dim=1, keepdim=True), value=-1)
+        return value, gradient if rows is None else gradient.mul_(rows)
 
 
 def dist_loss(

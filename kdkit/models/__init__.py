@@ -13,18 +13,21 @@ if TYPE_CHECKING:
     from kdkit.models._network import Network, VisionNetwork
     from kdkit.models._normalization import resolve_normalization
     from kdkit.models._profile import count_flops, count_parameters, measure_latency
+    from kdkit.models._texts import TextNetwork
     from kdkit.models._weights import convert_pickle, load_weights
     from kdkit.models.experts import multi_expert
     from kdkit.models.export import export_student
     from kdkit.models.reuse import ReusedClassifier
     from kdkit.models.small import mlp, small_cnn
     from kdkit.models.text import hf_causal_lm
+    from kdkit.models.text_classifiers import hf_text_classifier
     from kdkit.models.vision import hf_image_classifier, timm_model, torchvision_model
 
 _EXPORTS = {
     "LanguageNetwork": "_language",
     "Network": "_network",
     "ReusedClassifier": "reuse",
+    "TextNetwork": "_texts",
     "VisionNetwork": "_network",
     "convert_pickle": "_weights",
     "count_flops": "_profile",
@@ -32,6 +35,7 @@ _EXPORTS = {
     "export_student": "export",
     "hf_causal_lm": "text",
     "hf_image_classifier": "vision",
+    "hf_text_classifier": "text_classifiers",
     "load_weights": "_weights",
     "measure_latency": "_profile",
     "mlp": "small",
@@ -46,6 +50,7 @@ __all__ = [
     "LanguageNetwork",
     "Network",
     "ReusedClassifier",
+    "TextNetwork",
     "VisionNetwork",
     "convert_pickle",
     "count_flops",
@@ -53,6 +58,7 @@ __all__ = [
     "export_student",
     "hf_causal_lm",
     "hf_image_classifier",
+    "hf_text_classifier",
     "load_weights",
     "measure_latency",
     "mlp",

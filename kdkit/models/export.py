@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from kdkit._files import atomic_dir, to_json
-from kdkit.data._base import ImageSpec, TextSpec
+from kdkit.data._base import ImageSpec, LabelledTextSpec, Spec, TextSpec
 from kdkit.errors import ConfigError
 from kdkit.features.taps import unwrap
 from kdkit.models._build import Origin, origin_of, quiet_transformers
 from kdkit.models._network import Network, VisionNetwork
+from kdkit.models._texts import TextNetwork
 
 __all__ = ["export_student"]
 
@@ -30,7 +31,7 @@ def export_student(
     network: Network,
     folder: str | Path,
     *,
-    spec: ImageSpec | TextSpec,
+    spec: Spec,
     example: Mapping[str, Tensor],
     metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def export_student(
 
 
 def _write(
-    network: Network, module: nn.Module, target: Path, spec: ImageSpec | TextSpec, example: Mapping[str, Tensor]
+    network: Network, module: nn.Module, target: Path, spec: Spec, example: Mapping[str, Tensor]
 ) -> tuple[str, str]:
     origin = origin_of(module)
     if callable(getattr(module, "save_pretrained", None)):
@@ -188,7 +189,7 @@ def _write_program(network: VisionNetwork, target: Path, image: Tensor) -> str |
     return None
 
 
-def _write_transformers(network: Network, module: nn.Module, target: Path, spec: ImageSpec | TextSpec) -> str:
+def _write_transformers(network: Network, module: nn.Module, target: Path, spec: Spec) -> str:
     if hasattr(module, "merge_and_unload"):  # LoRA: one plain network, the adapters merged into it
         merge: Callable[[], nn.Module] = copy.deepcopy(module).merge_and_unload  # type: ignore[assignment]
         module = merge()
@@ -203,10 +204,12 @@ def _write_transformers(network: Network, module: nn.Module, target: Path, spec:
             return _TEXT_LINES[0] + _TEXT_LINES[2]
         spec.tokenizer.save_pretrained(target)
         return "".join(_TEXT_LINES)
-    assert isinstance(network, VisionNetwork)
     if spec.class_names:
         labels = {str(index): name for index, name in enumerate(spec.class_names)}
         _edit(target / "config.json", {"id2label": labels, "label2id": {v: int(k) for k, v in labels.items()}})
+    if isinstance(spec, LabelledTextSpec):
+        return _write_text_classifier(network, target, spec)
+    assert isinstance(network, VisionNetwork)
     mean, std = _statistics(network, spec.in_chans)
     side = network.input_size or spec.image_size
     processor = {
@@ -225,6 +228,26 @@ def _write_transformers(network: Network, module: nn.Module, target: Path, spec:
         "from transformers import AutoImageProcessor, AutoModelForImageClassification\n"
         "processor = AutoImageProcessor.from_pretrained(folder)\n"
         "model = AutoModelForImageClassification.from_pretrained(folder).eval()\n"
+    )
+
+
+def _write_text_classifier(network: Network, target: Path, spec: LabelledTextSpec) -> str:
+    """The tokenizer beside the weights; it gives what the network takes and no more."""
+    _edit(target / "config.json", {"pad_token_id": spec.pad_token_id})
+    auto, load = "AutoModelForSequenceClassification", "model = {}.from_pretrained(folder).eval()\n"
+    if spec.tokenizer is None:
+        return f"from transformers import {auto}\n{load.format(auto)}"
+    tokenizer = copy.deepcopy(spec.tokenizer)
+    kinds = ["token_type_ids"] if isinstance(network, TextNetwork) and network.kinds else []
+    tokenizer.model_input_names = ["input_ids", *kinds, "attention_mask"]
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
+    tokenizer.model_max_length = spec.context
+    tokenizer.save_pretrained(target)
+    return (
+        f"from transformers import {auto}, AutoTokenizer\n"
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        f"{load.format(auto)}"
+        '# logits = model(**tokenizer(["a text"], truncation=True, padding=True, return_tensors="pt")).logits\n'
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdkit.data._base import Batch, ImageSpec, TextSpec
+from kdkit.data._base import Batch, Spec
 from kdkit.models._network import Network
 from kdkit.outputs import IGNORE_INDEX, Alignment, ModelOutput, StepOutputs
 
@@ -49,9 +49,9 @@ class Task(ABC):
     """The metric that says which network is better."""
     higher_is_better: bool
     unit: str
-    """What throughput is counted in: ``"images"`` or ``"tokens"``."""
+    """What throughput is counted in: ``"images"``, ``"texts"`` or ``"tokens"``."""
 
-    def __init__(self, spec: ImageSpec | TextSpec) -> None:
+    def __init__(self, spec: Spec) -> None:
         self.spec = spec
 
     @abstractmethod
@@ -75,6 +75,10 @@ class Task(ABC):
     @abstractmethod
     def targets(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """``(labels, mask)`` as :class:`~kdkit.outputs.StepOutputs` wants them."""
+
+    def extra(self, batch: Batch) -> dict[str, Tensor]:
+        """What few losses need besides, see :class:`~kdkit.outputs.StepOutputs`."""
+        return {"index": batch["index"]} if "index" in batch else {}
 
     def alignment(self, batch: Batch) -> Alignment | None:
         """Where student and teacher read one text in tokens of their own: which tokens belong together."""
@@ -117,7 +121,7 @@ class Task(ABC):
         return {kind: where.sum() for kind, where in counted.items()}
 
     def throughput(self, batch: Batch) -> int:
-        """Images or tokens in a batch, for the progress line; known from shapes alone."""
+        """Images, texts or tokens in a batch, for the progress line; known from shapes alone."""
         return batch["input_ids"].numel() if self.unit == "tokens" else next(iter(batch.values())).shape[0]
 
     def better(self, metrics: Mapping[str, float], than: Mapping[str, float] | None) -> bool:

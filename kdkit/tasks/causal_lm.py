@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdkit.data._base import Batch, ImageSpec, TextSpec
+from kdkit.data._base import Batch, LabelledTextSpec, Spec, TextSpec
 from kdkit.errors import ConfigError, DataError, KdkitWarning
 from kdkit.models._language import LanguageNetwork
 from kdkit.models._network import Network
@@ -68,12 +68,13 @@ class CausalLM(Task):
     unit = "tokens"
     spec: TextSpec
 
-    def __init__(self, spec: ImageSpec | TextSpec, fused_head: bool | Literal["auto"] = "auto") -> None:
+    def __init__(self, spec: Spec, fused_head: bool | Literal["auto"] = "auto") -> None:
         if fused_head not in (True, False, "auto"):
             raise ConfigError(f"task.fused_head must be auto, true or false, got {fused_head!r}")
         self.fused_head = fused_head
         if not isinstance(spec, TextSpec):
-            raise ConfigError(f"task causal_lm needs text, and these data are {spec.kind}s; use task=classification")
+            other = "sequence_classification" if isinstance(spec, LabelledTextSpec) else "classification"
+            raise ConfigError(f"task causal_lm needs text, and these data are {spec.kind}s; use task={other}")
         super().__init__(spec)
         self._width: int | None = None
 

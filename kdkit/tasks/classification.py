@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdkit.data._base import Batch, ImageSpec, TextSpec
+from kdkit.data._base import Batch, ImageSpec, LabelledTextSpec, Spec
 from kdkit.errors import ConfigError, DataError
 from kdkit.models._network import Network, VisionNetwork
 from kdkit.models._normalization import resolve_normalization
@@ -39,9 +39,10 @@ class Classification(Task):
     unit = "images"
     spec: ImageSpec
 
-    def __init__(self, spec: ImageSpec | TextSpec) -> None:
+    def __init__(self, spec: Spec) -> None:
         if not isinstance(spec, ImageSpec):
-            raise ConfigError(f"task classification needs images, and these data are {spec.kind}; use task=causal_lm")
+            other = "sequence_classification" if isinstance(spec, LabelledTextSpec) else "causal_lm"
+            raise ConfigError(f"task classification needs images, and these data are {spec.kind}; use task={other}")
         super().__init__(spec)
 
     def wrap(
@@ -122,6 +123,8 @@ class ClassificationMetrics(Metrics):
     LABELLED = ("confidence", "correct", "top5", "nll", "brier")
     PAIRED = ("agreement", "kl_to_teacher")
 
+    WHAT = "images"
+
     def __init__(self) -> None:
         self._parts: dict[str, list[Tensor]] = {"labelled": [], "paired": []}
         self._classes = 0
@@ -158,7 +161,9 @@ class ClassificationMetrics(Metrics):
         """
         rows = _joined(self._parts["labelled"])
         if rows is None or rows.shape[1] == 0:
-            raise DataError("an evaluation needs images with labels, this split has none; evaluate on another split")
+            raise DataError(
+                f"an evaluation needs {self.WHAT} with labels, this split has none; evaluate on another split"
+            )
         values = dict(zip(self.LABELLED, rows.double()))
         metrics = {"accuracy": float(values["correct"].mean())}
         if self._classes > 5:

@@ -188,6 +188,8 @@ class WrittenText(Strategy):
         places = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape) * documents
         nothing = torch.zeros_like(ids)  # how many bytes the tokens stand for plays no part in training
         new = {"input_ids": ids, "labels": labels, "document_ids": documents, "position_ids": places}
+        if "source" in batch:  # of the prompt
+            new["source"] = batch["source"][:, :1].expand(ids.shape)
         return {**batch, **new, "num_bytes": nothing, "counts": counts}
 
 

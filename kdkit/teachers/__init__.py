@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from kdkit.teachers.ema import EMATeacher
     from kdkit.teachers.ensemble import EnsembleTeacher
     from kdkit.teachers.live import LiveTeacher
+    from kdkit.teachers.routed import RoutedTeacher
+    from kdkit.teachers.served import ServedTeacher
     from kdkit.teachers.store import Store
 
 _EXPORTS = {
@@ -19,12 +21,24 @@ _EXPORTS = {
     "EMATeacher": "ema",
     "EnsembleTeacher": "ensemble",
     "LiveTeacher": "live",
+    "RoutedTeacher": "routed",
+    "ServedTeacher": "served",
     "Store": "store",
     "Teacher": "_base",
     "class_means": "_class_means",
 }
 
-__all__ = ["CachedTeacher", "EMATeacher", "EnsembleTeacher", "LiveTeacher", "Store", "Teacher", "class_means"]
+__all__ = [
+    "CachedTeacher",
+    "EMATeacher",
+    "EnsembleTeacher",
+    "LiveTeacher",
+    "RoutedTeacher",
+    "ServedTeacher",
+    "Store",
+    "Teacher",
+    "class_means",
+]
 
 
 def __getattr__(name: str) -> Any:

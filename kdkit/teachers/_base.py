@@ -19,7 +19,17 @@ class Teacher(ABC):
     ``state_dict``, nor an optimizer, nor a DDP wrapper, and nobody can put it into training mode."""
 
     live: ClassVar[bool] = True
-    """Whether it answers any batch, and not only training samples that it was asked about before."""
+    """Whether other splits than the training one are measured against it: not where it was asked about that one alone,
+    nor where each answer has to be fetched."""
+
+    may_fail: ClassVar[bool] = False
+    """Whether an answer may fail to come for reasons outside the run, as :class:`~kdkit.errors.ServerError` says; it is
+    then asked before anything of a step has happened."""
+
+    @property
+    def origin(self) -> str | None:
+        """Where its answers come from, in words, if not from networks of this run."""
+        return None
 
     @abstractmethod
     def __call__(self, batch: Batch) -> ModelOutput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -83,7 +84,7 @@ class Shard:
         sha256: of the tensors' file.
         bytes: size of that file.
         positions: how many are kept.
-        sums: over these, what the report on the cache averages.
+        sums: over these, what the report on the cache averages; NaN for what is not known.
     """
 
     folder: Path
@@ -125,7 +126,8 @@ def read_shard(folder: Path, number: int) -> Shard | None:
     place = shard_folder(folder, number)
     try:
         facts = json.loads((place / _FACTS).read_text())
-        sums = {name: float(facts["sums"][name]) for name in ("rest", "kl")}
+        told = {name: facts["sums"][name] for name in ("rest", "kl")}
+        sums = {name: math.nan if value is None else float(value) for name, value in told.items()}
         shard = Shard(place, facts["sha256"], facts["bytes"], facts["positions"], sums)
         return shard if (place / _TENSORS).stat().st_size == shard.bytes else None
     except (OSError, ValueError, KeyError, TypeError):

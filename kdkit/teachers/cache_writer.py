@@ -13,12 +13,13 @@ from torch import Tensor
 
 from kdkit.data._base import Batch, DataModule
 from kdkit.errors import NonFiniteError
+from kdkit.outputs import SparseLogits
 from kdkit.tasks._base import Task
 from kdkit.teachers._base import Teacher
 from kdkit.teachers._cache_files import Definition, Shard, id_dtype, read_shard, sound, write_shard
 from kdkit.teachers.cached import normalised, positions_of, sample_checks, widened
 
-__all__ = ["best_entries", "missing_shards", "summary", "write_shards"]
+__all__ = ["best_entries", "kept_entries", "missing_shards", "summary", "write_shards"]
 
 ROWS = 1024
 """Positions whose probabilities over all classes exist at the same time."""
@@ -55,10 +56,35 @@ def best_entries(logits: Tensor, k: int, temperature: float, dtype: torch.dtype)
     return stored, torch.stack([mass.sum(), divergence.clamp(min=0.0).sum()])
 
 
+def kept_entries(law: SparseLogits, k: int, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
+    """The ``k`` most probable of the classes that a law tells apart, like :func:`best_entries`.
+
+    Args:
+        law: ``[N, K]`` with K at least ``k``, most probable first.
+        k: entries to keep.
+        dtype: in which the log-probabilities are kept.
+
+    Returns:
+        What is stored, and float64 ``[2]``: the sum of the others' mass, and NaN: what is lost of a law that is not
+        known in full cannot be told.
+    """
+    head, ids = law.log_probs[:, :k], law.ids[:, :k]
+    rest = torch.logaddexp(law.rest, law.log_probs[:, k:].logsumexp(dim=-1)) if law.ids.shape[1] > k else law.rest
+    stored = {"ids": ids.to(id_dtype(law.classes)), "log_probs": head.to(dtype), "rest": rest.to(dtype)}
+    return stored, torch.tensor([float(rest.double().exp().sum()), math.nan], dtype=torch.float64)
+
+
 def _answers(teacher: Teacher, task: Task, batch: Batch, definition: Definition) -> tuple[list[Tensor], Tensor]:
     """Ids, log-probabilities, rests and positions per sample of a batch, on the host; and the two sums."""
     where = positions_of(task, batch)
-    logits = teacher(batch).logits[where]
+    output = teacher(batch)
+    counts = where.flatten(1).sum(dim=1) if where.ndim > 1 else where.long()
+    if output.sparse is not None and not output.sparse.complete:
+        law = output.sparse.at(definition.temperature)
+        known = SparseLogits(law.ids[where], law.log_probs[where], law.rest[where], law.classes, law.temperature)
+        stored, lost = kept_entries(known, definition.k, getattr(torch, definition.dtype))
+        return [*(value.cpu() for value in stored.values()), counts.cpu()], lost
+    logits = output.logits[where]
     if not bool(torch.isfinite(logits.max(dim=-1).values).all()):
         raise NonFiniteError(
             f"the teacher answers NaN or infinities to samples {batch['index'][:4].tolist()} and further ones; check "
@@ -71,7 +97,6 @@ def _answers(teacher: Teacher, task: Task, batch: Batch, definition: Definition)
         sums += lost.cpu()
     if not parts:
         return [], sums
-    counts = where.flatten(1).sum(dim=1) if where.ndim > 1 else where.long()
     return [*(torch.cat(column) for column in zip(*parts, strict=True)), counts.cpu()], sums
 
 
@@ -146,12 +171,13 @@ def write_shards(
         finished(number)
 
 
-def summary(folder: Path, definition: Definition) -> dict[str, float]:
+def summary(folder: Path, definition: Definition) -> dict[str, Any]:
     """Size and loss of a finished cache.
 
     Returns:
         ``positions``; ``bytes`` and ``bytes_per_position`` on disk; ``rest``, the mean mass of the entries that were
-        not kept; ``kl``, the mean KL divergence in nats from the teacher's law to what a reader gets back.
+        not kept; ``kl``, the mean KL divergence in nats from the teacher's law to what a reader gets back, ``None``
+        where that law was not known in full.
     """
     shards: list[Shard] = []
     for number in range(definition.shards):
@@ -161,5 +187,5 @@ def summary(folder: Path, definition: Definition) -> dict[str, float]:
     positions, size = sum(shard.positions for shard in shards), sum(shard.bytes for shard in shards)
     sums = {name: math.fsum(shard.sums[name] for shard in shards) for name in ("rest", "kl")}
     count = max(positions, 1)
-    means = {name: value / count for name, value in sums.items()}
+    means = {name: None if math.isnan(value) else value / count for name, value in sums.items()}
     return {"positions": positions, "bytes": size, "bytes_per_position": size / count, **means}

@@ -19,7 +19,7 @@ from kdkit.tasks._base import Task
 from kdkit.teachers._base import Teacher
 from kdkit.teachers._cache_files import Shard, open_shard, read_manifest, read_shard, refuse_difference
 
-__all__ = ["CachedTeacher", "check_samples", "normalised", "positions_of", "sample_checks", "widened"]
+__all__ = ["CachedTeacher", "check_samples", "normalised", "placed", "positions_of", "said", "sample_checks", "widened"]
 
 
 class CachedTeacher(Teacher):
@@ -71,6 +71,11 @@ class CachedTeacher(Teacher):
         return str(self.definition.teacher["name"])
 
     @property
+    def origin(self) -> str:
+        """The cache."""
+        return f"answers out of the cache {self.folder}"
+
+    @property
     def identity(self) -> str:
         """SHA-256 (hex) over the teacher, the data and what was kept of its answers."""
         return sha256_json(self.definition.identifying())
@@ -102,9 +107,9 @@ class CachedTeacher(Teacher):
         kept = {name: torch.cat([part[name] for part in parts]).to(device) for name in ("ids", "log_probs", "rest")}
         if len(kept["rest"]) != int(where.sum()):
             raise InputError(f"{self.folder} holds other positions of these samples; make the cache again")
-        sparse = self._placed(kept, where)
-        logits = sparse.dense() if self.dense else sparse.rest.new_tensor(math.nan).expand(*where.shape, sparse.classes)
-        return ModelOutput(logits, sparse=sparse)
+        head, rest = normalised(kept["log_probs"], kept["rest"])
+        law = SparseLogits(kept["ids"], head, rest, self.definition.classes, self.definition.temperature)
+        return said(placed(law, where), dense=self.dense)
 
     def _sample(self, index: int) -> dict[str, Tensor]:
         """What is kept of one sample, views into the mapped file."""
@@ -125,18 +130,6 @@ class CachedTeacher(Teacher):
                 f"teacher answers the {self.definition.split} split alone"
             )
 
-    def _placed(self, kept: dict[str, Tensor], where: Tensor) -> SparseLogits:
-        """Normalised and put where they count; uniform elsewhere."""
-        log_probs, rest = normalised(kept["log_probs"], kept["rest"])
-        k, classes = self.definition.k, self.definition.classes
-        shape = (*where.shape, k)
-        ids = torch.arange(k, device=where.device).expand(shape).clone()
-        head = torch.full(shape, -math.log(classes), device=where.device)
-        left = torch.full(where.shape, math.log(classes - k) - math.log(classes) if k < classes else -math.inf)
-        left = left.to(where.device)
-        ids[where], head[where], left[where] = kept["ids"], log_probs, rest
-        return SparseLogits(ids, head, left, classes, self.definition.temperature)
-
     def teacher_row(self) -> dict[str, Any] | None:
         """What the teacher itself achieves, measured when the cache was made."""
         row = self.facts.get("row")
@@ -152,6 +145,29 @@ def normalised(log_probs: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
     """Logarithms that were rounded, with their sum brought back to 1."""
     total = torch.logaddexp(log_probs.logsumexp(dim=-1), rest)
     return log_probs - total.unsqueeze(-1), rest - total
+
+
+def placed(law: SparseLogits, where: Tensor) -> SparseLogits:
+    """Answers ``[N, k]`` put where they count, in order; uniform elsewhere.
+
+    Args:
+        law: of the positions that count.
+        where: bool ``[B]`` or ``[B, T]`` with N true entries.
+    """
+    k, classes, device = law.ids.shape[-1], law.classes, where.device
+    shape = (*where.shape, k)
+    ids = torch.arange(k, device=device).expand(shape).clone()
+    head = torch.full(shape, -math.log(classes), device=device)
+    left = math.log(classes - k) - math.log(classes) if k < classes else -math.inf
+    rest = torch.full(where.shape, left, device=device)
+    ids[where], head[where], rest[where] = law.ids, law.log_probs, law.rest
+    return SparseLogits(ids, head, rest, classes, law.temperature)
+
+
+def said(law: SparseLogits, *, dense: bool) -> ModelOutput:
+    """An output of this law; without ``dense`` its logits take no memory and are NaN."""
+    logits = law.dense() if dense else law.rest.new_tensor(math.nan).expand(*law.rest.shape, law.classes)
+    return ModelOutput(logits, sparse=law)
 
 
 def positions_of(task: Task, batch: Batch) -> Tensor:
@@ -170,7 +186,8 @@ def sample_checks(batch: Batch) -> Tensor:
         return torch.zeros_like(batch["index"])
     places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
     weights = (places * 6364136223846793005 + 1442695040888963407) | 1  # int64 arithmetic wraps around
-    return ((ids + 1) * weights).sum(dim=1)
+    own = (ids + 1) * batch["attention_mask"] if "attention_mask" in batch else ids + 1  # padding depends on the others
+    return (own * weights).sum(dim=1)
 
 
 def check_samples(data: DataModule, who: str) -> None:

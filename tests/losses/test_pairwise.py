@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdkit.losses import _pairwise
-from kdkit.losses._pairwise import pairwise_cost
+from kdkit.errors import InputError
+from kdkit.losses import _pairwise, sinkhorn_loss
+from kdkit.losses._pairwise import cost_between, cost_slope, pairwise_cost
 
 
 @pytest.mark.parametrize("power", [1.0, 1.5, 2.0, 3.0])
@@ -68,3 +69,30 @@ def test_autocast_changes_nothing(rng: torch.Generator) -> None:
                 cost = pairwise_cost(student, teacher, power)
                 results.append((cost, *torch.autograd.grad((cost * cost.detach()).sum(), student)))
         assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("power", [1.0, 1.5])
+def test_compiled_is_the_same(rng: torch.Generator, power: float) -> None:
+    for rows, others, width in ((7, 4, 3), (40, 30, 100)):
+        teacher = torch.softmax(torch.randn(others, width, generator=rng), -1)
+        student = torch.softmax(torch.randn(rows, width, generator=rng), -1)
+        student[0] = teacher[0]
+        cost = cost_between(student, teacher, power)
+        torch.testing.assert_close(cost_between(student, teacher, power, "compiled"), cost, rtol=1e-5, atol=1e-6)
+        weight = torch.rand(rows, others, generator=rng)
+        slopes = [cost_slope(student, teacher, cost, weight, power, each) for each in ("tiles", "compiled")]
+        torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_sinkhorn_compiled_is_the_same(rng: torch.Generator) -> None:
+    student, teacher = (3 * torch.randn(20, 10, generator=rng) for _ in range(2))
+    found = []
+    for implementation in ("tiles", "compiled"):
+        logits = student.clone().requires_grad_()
+        value = sinkhorn_loss(logits, teacher, implementation=implementation)
+        found.append((value.detach(), *torch.autograd.grad(value, logits)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-7)
+    with pytest.raises(InputError, match="implementation must be one of"):
+        sinkhorn_loss(student, teacher, implementation="fast")

@@ -13,10 +13,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kdkit.data import LabelledTexts
 from kdkit.data._base import ImageSpec, TextSpec
+from kdkit.data._labelled_texts import Example
 from kdkit.errors import ConfigError
-from kdkit.models import export_student, hf_causal_lm, hf_image_classifier, load_weights, small_cnn, timm_model
-from kdkit.tasks import CausalLM, Classification
+from kdkit.models import (
+    export_student,
+    hf_causal_lm,
+    hf_image_classifier,
+    hf_text_classifier,
+    load_weights,
+    small_cnn,
+    timm_model,
+)
+from kdkit.tasks import CausalLM, Classification, SequenceClassification
 
 NAMES = ("zero", "one", "two")
 SPEC = ImageSpec(3, 1, 8, (0.5,), (0.25,), class_names=NAMES)
@@ -197,3 +207,34 @@ def test_again_into_the_same_folder_and_never_over_other_files(tmp_path: Path) -
         export_student(network, tmp_path / "mine", spec=SPEC, example={"image": IMAGES})
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "s"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_text_classifier(tmp_path: Path, kind: str) -> None:
+    """The exported tokenizer writes what the student was trained on, and no more than it takes."""
+    examples = [
+        Example(text, number % 2, "so they say") for number, text in enumerate(["rain", "snow and hail", "wind"])
+    ]
+    data = LabelledTexts({"train": examples}, name="weather", class_names=("wet", "dry"), vocab_size=280, context=32)
+    task = SequenceClassification(data.spec)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
+    torch.manual_seed(0)
+    network = task.wrap(hf_text_classifier(num_classes=2, model_type=kind, vocab_size=data.spec.vocab_size, **sizes))
+    batch = next(iter(data.batches("train", 3, train=False)))
+    with torch.no_grad():
+        logits = task.forward(network.eval(), batch).logits
+    inputs = task.inputs(network, task.example(batch))
+    facts = export_student(network, tmp_path / "out", spec=data.spec, example=inputs)
+    assert facts["format"] == "transformers"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["id2label"] == {"0": "wet", "1": "dry"} and config["pad_token_id"] == data.spec.pad_token_id
+    texts = [example.text for example in examples]
+    between = (
+        f"texts, pairs = {texts!r}, ['so they say'] * 3\n"
+        "x = tokenizer(texts, pairs, truncation=True, padding=True, return_tensors='pt')\n"
+        "call, model = model, lambda rows: call(**rows)\n"
+    )
+    loads_without_kdkit(tmp_path / "out", facts["snippet"], torch.zeros(1), logits, between)
+    again = task.wrap(hf_text_classifier(num_classes=2, model_type=kind, vocab_size=data.spec.vocab_size, **sizes))
+    load_weights(again.module, tmp_path / "out")
+    torch.testing.assert_close(task.forward(again.eval(), batch).logits, logits)

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from kdkit.data._base import ImageSpec, TextSpec
-from kdkit.tasks import CausalLM, Classification
+from kdkit.data._base import ImageSpec, LabelledTextSpec, TextSpec
+from kdkit.tasks import CausalLM, Classification, SequenceClassification
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 NAMES = sorted(path.stem for path in (RECIPES / "model").glob("*.yaml"))
@@ -21,7 +21,9 @@ NEEDED = {"timm": ["name=resnet18"], "torchvision": ["name=shufflenet_v2_x0_5"]}
 OURS = [
     path for group in ("model", "student", "teacher", "task") for path in sorted((RECIPES / group).glob("[!_]*.yaml"))
 ]
-PRETRAINED = {"hf_causal_lm", "hf_image_classifier"}
+PRETRAINED = {"hf_causal_lm", "hf_image_classifier", "hf_text_classifier"}
+FRESH = ["pretrained=false", "hidden_size=24", "intermediate_size=24", "num_hidden_layers=1"]
+NEEDED |= dict.fromkeys(("bert_base", "bert_l6_h768", "minilm_l6"), FRESH)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +49,14 @@ def needed(role: str, name: str, folder: Path) -> list[str]:
 
 
 def save_pretrained(name: str, folder: Path) -> None:
-    from kdkit.models import hf_causal_lm, hf_image_classifier
+    from kdkit.models import hf_causal_lm, hf_image_classifier, hf_text_classifier
 
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     if name == "hf_causal_lm":
         hf_causal_lm(model_type="llama", vocab_size=40, **sizes).save_pretrained(folder)
+        return
+    if name == "hf_text_classifier":
+        hf_text_classifier(model_type="bert", num_classes=10, vocab_size=40, **sizes).save_pretrained(folder)
         return
     from transformers import ViTImageProcessor
 
@@ -62,8 +67,9 @@ def save_pretrained(name: str, folder: Path) -> None:
 
 def test_there_are_recipes_and_each_can_be_picked_twice() -> None:
     assert len(NAMES) >= 15
+    others = {"none", "ema", "cached", "served", "routed", "_train"}
     for role in ("student", "teacher"):
-        picked = {path.stem for path in (RECIPES / role).glob("*.yaml")} - {"none", "ema", "cached", "_train"}
+        picked = {path.stem for path in (RECIPES / role).glob("*.yaml")} - others
         assert picked == set(NAMES)
 
 
@@ -75,12 +81,22 @@ def test_builds_and_runs(config_dir: Path, tmp_path: Path, name: str) -> None:
     teacher = composed(config_dir, f"teacher={name}", *needed("teacher", name, tmp_path)).teacher
     keys = {"model", "weights", "normalization", "input_size"}
     assert set(student) == keys
-    assert set(teacher) == {*keys, "ensemble", "members", "train"}
+    assert set(teacher) == {*keys, "ensemble", "shares", "members", "train"}
     assert OmegaConf.to_container(teacher.model) == OmegaConf.to_container(student.model)
     assert set(teacher.train) == {"seed", "epochs", "max_steps", "batch_size", "optim", "scheduler", "data", "engine"}
     module = instantiate(student.model)
     with torch.no_grad():
-        if "vocab_size" in student.model or name == "hf_causal_lm":
+        if "vocab_size" in student.model and "num_classes" in student.model:
+            labelled = SequenceClassification(LabelledTextSpec(10, 40, 12, 0))
+            network = labelled.wrap(module).eval()
+            network.tap({"penultimate": "penultimate", "last": "hidden_states.-1"})
+            ids = torch.randint(2, 40, (2, 12))
+            names = ("input_ids", "attention_mask", "token_type_ids", "label")
+            batch = dict(zip(names, (ids, torch.ones_like(ids), torch.zeros_like(ids), torch.tensor([0, 9]))))
+            out = labelled.forward(network, batch)
+            labelled.check_outputs(out, out, batch)
+            assert out.features["penultimate"].dim() == 2 and out.features["last"].dim() == 3
+        elif "vocab_size" in student.model or name == "hf_causal_lm":
             text = CausalLM(TextSpec(40, 12, 0, 1))
             network = text.wrap(module).eval()
             ids = torch.randint(2, 40, (2, 12))
@@ -105,7 +121,8 @@ def test_no_teacher(config_dir: Path) -> None:
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted((RECIPES / "task").glob("*.yaml"))])
 def test_tasks(config_dir: Path, name: str) -> None:
-    spec = TextSpec(40, 12, 0, 1) if name == "causal_lm" else ImageSpec(10, 1, 8, (0.5,), (0.25,))
+    specs = {"causal_lm": TextSpec(40, 12, 0, 1), "sequence_classification": LabelledTextSpec(2, 40, 12, 0)}
+    spec = specs.get(name, ImageSpec(10, 1, 8, (0.5,), (0.25,)))
     assert instantiate(composed(config_dir, f"task={name}").task, spec).name == name
 
 

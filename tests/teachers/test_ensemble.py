@@ -59,6 +59,25 @@ def test_logits_are_averaged() -> None:
     torch.testing.assert_close(answer, torch.stack(members).mean(0))
 
 
+@pytest.mark.parametrize("combine", ["probs", "logits"])
+def test_shares_weigh_the_members(combine: str) -> None:
+    members = [logits(seed, 4, 5) for seed in range(3)]
+    says = [Says(member) for member in members]
+    answer = EnsembleTeacher(says, combine, [1, 2, 5])({}).logits  # type: ignore[arg-type]
+    shares = [0.125, 0.25, 0.625]
+    if combine == "probs":
+        mean = sum(share * member.softmax(-1) for share, member in zip(shares, members, strict=True))
+    else:
+        mean = sum(share * member for share, member in zip(shares, members, strict=True)).softmax(-1)  # type: ignore[union-attr]
+    torch.testing.assert_close(answer.softmax(-1), mean)
+    plain = EnsembleTeacher(says).identity
+    assert EnsembleTeacher(says, shares=[2, 2, 2]).identity == plain != EnsembleTeacher(says, shares=[1, 2, 2]).identity
+    with pytest.raises(ConfigError, match=r"one number above 0 for each of the 3 teachers, got \[1, 0, 2\]"):
+        EnsembleTeacher(says, shares=[1, 0, 2])
+    with pytest.raises(ConfigError, match=r"for each of the 3 teachers, got \[1, 2\]"):
+        EnsembleTeacher(says, shares=[1, 2])
+
+
 def test_extremes_stay_finite_and_half_precision_is_summed_in_float32() -> None:
     a, b = torch.tensor([[1e4, -1e4]]), torch.tensor([[-1e4, 1e4]])
     answer = EnsembleTeacher([Says(a), Says(b)])({}).logits

@@ -159,8 +159,9 @@ class DSKDLoss(FeatureLoss):
     def loss(self, *tensors: Tensor, **options: Any) -> Tensor:
         student, teacher, student_features, teacher_features, labels = tensors
         check_sides("DSKDLoss", student, teacher, options["mask"])
-        crossed = self.cross(student_features, teacher_features, options["mask"])
-        return dskd_loss(student, teacher, *crossed, labels, **options)
+        guess, other = self.cross(student_features, teacher_features, options["mask"])
+        size, others = student.shape[-1], teacher.shape[-1]  # padding of a vocabulary may have been cut off
+        return dskd_loss(student, teacher, guess[..., :size], other[..., :others], labels, **options)
 
     def forward(  # type: ignore[override]
         self,

@@ -164,6 +164,8 @@ def test_wrong_tokenizers_are_refused(jsonl: Path) -> None:
         make(jsonl, teacher_tokenizer={"size": 300})
     with pytest.raises(InputError, match=r"vocab_size must be at least 300 \(256 bytes, .+, 41 pieces\), got 100"):
         make(jsonl, teacher_tokenizer={"vocab_size": 100})
+    with pytest.raises(InputError, match=r"source and teacher_tokenizer do not go together; leave one of the two out"):
+        make(jsonl, source="file")
     with pytest.raises(DataError, match=r"tokenizer '.+nowhere' cannot be loaded"):
         make(jsonl, teacher_tokenizer="./nowhere")
 

@@ -104,6 +104,17 @@ def test_projectors_are_made_once_and_travel(rng: torch.Generator) -> None:
     assert loss.to_student is first
 
 
+def test_padding_that_was_cut_off_the_logits_is_cut_off_the_heads_too() -> None:
+    own, other = heads()
+    rows = torch.randn(2, 3), torch.randn(2, 6)
+    loss = DSKDLoss(student_head=own, teacher_head=other)
+    narrow = loss(own(rows[0])[:, :4], other(rows[1])[:, :3], *rows, torch.tensor([0, 3]))
+    for head, size in ((own, 4), (other, 3)):
+        head.weight.data = head.weight.data[:size]
+    other.bias.data = other.bias.data[:3]
+    assert torch.allclose(narrow, loss(own(rows[0]), other(rows[1]), *rows, torch.tensor([0, 3])))
+
+
 def test_wrong_tensors_are_refused(rng: torch.Generator) -> None:
     loss = DSKDLoss(student_head=heads()[0], teacher_head=heads()[1])
     logits, labels = (torch.zeros(2, 5), torch.zeros(2, 4)), torch.zeros(2, dtype=torch.int64)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kdkit.data.folder import ImageFolder, ImageNet
     from kdkit.data.glue import GLUE
     from kdkit.data.hub_text import HubText
+    from kdkit.data.stdlib_docstrings import StdlibDocstrings
     from kdkit.data.stdlib_labels import StdlibLabels
     from kdkit.data.stdlib_text import StdlibText
     from kdkit.data.strong import AutoAugment, Compose, Cutout, RandAugment
@@ -46,6 +47,7 @@ __all__ = [
     "RandAugment",
     "ShiftRotate",
     "Split",
+    "StdlibDocstrings",
     "StdlibLabels",
     "StdlibText",
     "TensorImages",
@@ -65,6 +67,7 @@ _FILES = {
     "folder": ("ImageFolder", "ImageNet"),
     "glue": ("GLUE",),
     "hub_text": ("HubText",),
+    "stdlib_docstrings": ("StdlibDocstrings",),
     "stdlib_labels": ("StdlibLabels",),
     "stdlib_text": ("StdlibText",),
     "strong": ("AutoAugment", "Compose", "Cutout", "RandAugment"),

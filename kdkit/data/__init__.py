@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kdkit.data.folder import ImageFolder, ImageNet
     from kdkit.data.glue import GLUE
     from kdkit.data.hub_text import HubText
+    from kdkit.data.stdlib_docstrings import StdlibDocstrings
     from kdkit.data.stdlib_labels import StdlibLabels
     from kdkit.data.stdlib_text import StdlibText
     from kdkit.data.strong import AutoAugment, Compose, Cutout, RandAugment
@@ -47,6 +48,7 @@ __all__ = [
     "RandAugment",
     "ShiftRotate",
     "Split",
+    "StdlibDocstrings",
     "StdlibLabels",
     "StdlibText",
     "TensorImages",
@@ -69,6 +71,7 @@ _FILES = {
     "folder": ("ImageFolder", "ImageNet"),
     "glue": ("GLUE",),
     "hub_text": ("HubText",),
+    "stdlib_docstrings": ("StdlibDocstrings",),
     "stdlib_labels": ("StdlibLabels",),
     "stdlib_text": ("StdlibText",),
     "strong": ("AutoAugment", "Compose", "Cutout", "RandAugment"),

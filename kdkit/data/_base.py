@@ -62,7 +62,8 @@ class LabelledTextSpec:
     pad_token_id: int
     class_names: tuple[str, ...] = ()
     measure: str = "accuracy"
-    """Which metric of the task says what network is better: ``accuracy``, ``f1`` or ``matthews``."""
+    """Which metric says what network is better: ``accuracy``, ``f1`` or ``matthews``; ``cosine`` for texts with target
+    vectors in place of classes."""
 
     tokenizer: Any = field(default=None, compare=False, repr=False)
     """A ``transformers.PreTrainedTokenizerFast``, exported beside the student."""

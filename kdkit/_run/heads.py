@@ -12,6 +12,7 @@ from kdkit.models._network import Network
 from kdkit.tasks import CausalLM
 from kdkit.teachers._base import Teacher
 from kdkit.teachers.cached import CachedTeacher
+from kdkit.teachers.served import ServedTeacher
 
 __all__ = ["LARGE", "fuse_heads", "with_logits"]
 
@@ -69,9 +70,10 @@ def _obstacle(scene: Scene, distiller: Distiller, teacher: Teacher | None) -> st
     reason = objective.without_logits()
     if reason is not None or not objective.needs("teacher"):
         return reason
-    if isinstance(teacher, CachedTeacher):
+    if isinstance(teacher, CachedTeacher | ServedTeacher):
+        kind = "cached" if isinstance(teacher, CachedTeacher) else "served"
         others = [name for name, loss in objective if loss.needs_teacher and not loss.reads_sparse and not loss.pairs]
-        return f"loss.{others[0]} reads logits, and a cache has no head" if others else None
+        return f"loss.{others[0]} reads logits, and teacher={kind} has no head" if others else None
     if not isinstance(getattr(teacher, "network", None), LanguageNetwork):
         return "the teacher is not one language model"
     sparse = [name for name, loss in objective if loss.reads_sparse]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,32 +23,6 @@ from .serving import Server
 pytestmark = pytest.mark.xdist_group("served")
 
 QUICK = {"timeout": 30.0, "retries": 0, "wait": 0.01}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("large")
-    torch.manual_seed(3)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = hf_causal_lm(model_type="llama", vocab_size=300, max_position_embeddings=128, **sizes)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(30)
-    model.save_pretrained(place)
-    return place
-
-
-@pytest.fixture(scope="module")
-def started(folder: Path) -> Iterator[Server]:
-    server = Server(folder)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def server(started: Server) -> Server:
-    while started.control()["now"]:  # a question that nobody waits for any more
-        time.sleep(0.05)
-    return started
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +54,10 @@ def packed(text: StdlibText) -> Batch:
 
 
 @pytest.mark.parametrize("form", ["prompt_logprobs", "echo"])
-def test_it_says_what_the_same_teacher_says_in_memory(
-    text: StdlibText, server: Server, folder: Path, form: str
-) -> None:
+def test_it_says_what_the_same_teacher_says_in_memory(text: StdlibText, server: Server, large: Path, form: str) -> None:
     task = CausalLM(text.spec)
     batch = packed(text)
-    network = task.wrap(hf_causal_lm(pretrained=str(folder)))
+    network = task.wrap(hf_causal_lm(pretrained=str(large)))
     law = LiveTeacher(network, task)(batch).logits.log_softmax(-1)
     answer = served(text, server, form=form)(batch)
     _, where = task.targets(batch)

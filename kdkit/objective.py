@@ -19,7 +19,8 @@ from kdkit.schedules import Schedule, as_schedule
 __all__ = ["Counts", "Objective"]
 
 Counts = Mapping[str, float | Tensor]
-"""Global number of ``positions`` and ``labelled`` positions of an optimizer step."""
+"""Global number of ``positions`` and ``labelled`` positions of an optimizer step, and of ``groups`` where the teacher
+has a tokenizer of its own."""
 
 
 class Objective(nn.Module):
@@ -89,7 +90,9 @@ class Objective(nn.Module):
     @staticmethod
     def local_counts(out: StepOutputs) -> dict[str, Tensor]:
         """Number of ``positions`` and ``labelled`` positions of one micro-batch, or the sum of their weights."""
-        return {"positions": _total(out.positions(), out.weights), "labelled": _total(out.labelled(), out.weights)}
+        counted = {"positions": out.positions(), "labelled": out.labelled()}
+        counted |= {} if out.alignment is None else {"groups": out.groups()}
+        return {kind: _total(where, out.weights) for kind, where in counted.items()}
 
     def forward(self, out: StepOutputs, totals: Counts | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Total and named terms.
@@ -112,7 +115,7 @@ class Objective(nn.Module):
             total = total + feature[:0].sum(dtype=torch.float32)
         for _, loss in self:
             loss.progress = out.progress
-        kinds = {name: loss.counts for name, loss in self}
+        kinds = {name: loss.counts if loss.counts in local else "positions" for name, loss in self}
         weights = self.weights(out.progress)
         if out.student.head is not None:
             return self._from_heads(
@@ -121,7 +124,7 @@ class Objective(nn.Module):
         sums: dict[str, Tensor] = {}
         for name, loss in self:
             values = loss.compute(out)
-            sums[name] = values * local[loss.counts] if values.ndim == 0 else _weighted(values, out.weights).sum()
+            sums[name] = values * local[kinds[name]] if values.ndim == 0 else _weighted(values, out.weights).sum()
         terms = {name: value / _positive(counts[kinds[name]]) for name, value in sums.items()}
         factors = self._factors(sums, local, kinds, weights, out.progress)
         for name, term in terms.items():
@@ -166,7 +169,7 @@ class Objective(nn.Module):
         self,
         sums: Mapping[str, Tensor],
         local: Counts,
-        kinds: Mapping[str, Literal["positions", "labelled"]],
+        kinds: Mapping[str, str],
         weights: Mapping[str, float],
         progress: float,
     ) -> dict[str, Tensor] | None:

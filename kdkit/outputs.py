@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORE_INDEX", "LinearHead", "ModelOutput", "SparseLogits", "StepOutputs"]
+__all__ = ["IGNORE_INDEX", "Alignment", "LinearHead", "ModelOutput", "SparseLogits", "StepOutputs"]
 
 IGNORE_INDEX = -100
 """Label of a position without one: an unlabelled image, a padded or prompt token."""
@@ -144,6 +144,31 @@ class ModelOutput:
 
 
 @dataclass(slots=True)
+class Alignment:
+    """Which tokens of two tokenizations of one text cover the same bytes: consecutive tokens in groups.
+
+    Groups count from 1 in each row, and the same numbers stand in a row of both sides; 0 is in no group.
+
+    Attributes:
+        student_groups: int64 ``[B, T]``, group of the token that each position of the student predicts.
+        teacher_groups: int64 ``[B, T']``, the same for the teacher.
+        student_tokens: int64 ``[B, T]``, that token.
+        teacher_tokens: int64 ``[B, T']``.
+    """
+
+    student_groups: Tensor
+    teacher_groups: Tensor
+    student_tokens: Tensor
+    teacher_tokens: Tensor
+
+    @staticmethod
+    def firsts(groups: Tensor) -> Tensor:
+        """Bool ``[B, T]``: the positions that predict the first token of a group."""
+        before = torch.nn.functional.pad(groups[:, :-1], (1, 0))
+        return (groups != 0) & (groups != before)
+
+
+@dataclass(slots=True)
 class StepOutputs:
     """Everything that a loss may ask for in one step.
 
@@ -160,6 +185,7 @@ class StepOutputs:
             ``i`` and row ``i + B / views`` show the same sample. Labels and index are repeated likewise.
         weights: one weight per sample, ``[B]``, at least 0; ``None`` counts every sample once.
         peers: online: the outputs of all other networks that learn, ``teacher`` being the first of them.
+        alignment: where the teacher has a tokenizer of its own, and its logits positions and entries of their own.
     """
 
     student: ModelOutput
@@ -171,6 +197,14 @@ class StepOutputs:
     views: int = 1
     weights: Tensor | None = None
     peers: tuple[ModelOutput, ...] = ()
+    alignment: Alignment | None = None
+
+    def groups(self) -> Tensor:
+        """Bool mask of the positions that predict the first token of a group of the alignment; without one, of all
+        that count."""
+        if self.alignment is None:
+            return self.positions()
+        return Alignment.firsts(self.alignment.student_groups) & self.positions()
 
     def positions(self) -> Tensor:
         """Bool mask of the positions that count, shaped like the logits without their last dimension."""

@@ -169,6 +169,16 @@ def _prune(cfg: DictConfig, context: Context) -> None:
                 cfg.teacher = {kind: teacher[kind]}  # an experiment may say how it would train a live one
             if teacher.get("routed") is not None:
                 cfg.teacher = {key: teacher[key] for key in ("routed", "train") if key in teacher}
+        _prune_tokenizer(cfg, context)
+
+
+def _prune_tokenizer(cfg: DictConfig, context: Context) -> None:
+    """An experiment may name the tokenizer of a teacher that was not chosen; one that was typed stays."""
+    teacher, data = cfg.get("teacher") or {}, cfg.get("data") or {}
+    typed = any(word.lstrip("+").startswith("data.teacher_tokenizer") for word in context.overrides)
+    other = any(teacher.get(kind) is not None for kind in ("ema", "cached", "served", "routed"))
+    if other and data.get("teacher_tokenizer") and not typed:
+        cfg.data.teacher_tokenizer = None
 
 
 def _refuse_typed_teacher(context: Context) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from kdkit._config.bind import bind
 from kdkit._config.build import instantiate
+from kdkit._config.tokenizers import check_tokenizers
 from kdkit.errors import ConfigError, did_you_mean
 
 __all__ = ["check_blocks", "check_losses", "check_teacher_training"]
@@ -91,6 +92,7 @@ def check_losses(settings: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{losses}.{name} has no weight; add +{weights}.{name}=1.0")
             _check_weight(f"{weights}.{name}", settings[weights][name])
             _check_needs(f"{losses}.{name}", instantiate(block, where=f"{losses}.{name}"), settings)
+    check_tokenizers(settings, {name: instantiate(block) for name, block in settings["loss"].items()})
     if settings["data"].get("strong") is not None and settings["data"].get("views") == 1:
         raise ConfigError("data.strong is what the second view of an image gets, and data.views=1; set data.views=2")
     if settings.get("strategy") is not None:

@@ -11,6 +11,7 @@ from kdkit._run.build import build_network
 from kdkit._run.distill import network_name
 from kdkit._run.networks import Recipe, provide_alone, train_alone
 from kdkit._run.session import Session
+from kdkit._run.tokenizers import scene_of_teacher
 from kdkit.engine.trainer import FitResult
 from kdkit.errors import ConfigError
 from kdkit.models._network import Network
@@ -36,7 +37,8 @@ def train_network(session: Session) -> tuple[Network, FitResult, str]:
 
 
 def _teacher(session: Session) -> tuple[Network, FitResult, str]:
-    cfg = session.cfg
+    session.scene = scene_of_teacher(session.scene)
+    cfg = session.scene.cfg
     trained = provide_alone(
         cfg.teacher,
         Recipe.of_teacher(cfg, cfg.teacher.train),

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdkit._config.build import instantiate
+from kdkit._run.tokenizers import settle_teacher, shared_entries
 from kdkit.balancing import Balancer
 from kdkit.data._base import Batch, DataModule, TextSpec
 from kdkit.engine.distiller import Learner
@@ -130,6 +131,7 @@ def set_scene(cfg: DictConfig, accelerator: Accelerator) -> Scene:
     with accelerator.local_main_process_first():
         data = instantiate(cfg.data, where="data")
     fill_spec(cfg, data)
+    settle_teacher(cfg, data)
     return Scene(cfg, data, instantiate(cfg.task, data.spec, where="task"), accelerator)
 
 
@@ -262,6 +264,7 @@ def make_probe(
         layers,
         norms,
         () if isinstance(spec, TextSpec) else spec.class_names,
+        shared_entries(scene.data),
     )
 
 
@@ -317,4 +320,5 @@ def _plain(value: Any) -> Any:
 def step_outputs(scene: Scene, batch: Batch, student: ModelOutput, teacher: ModelOutput | None) -> StepOutputs:
     """What a loss would see of this batch."""
     labels, mask = scene.task.targets(batch)
-    return StepOutputs(student, teacher, labels, mask, 0.0, scene.task.extra(batch))
+    alignment = scene.task.alignment(batch)
+    return StepOutputs(student, teacher, labels, mask, 0.0, scene.task.extra(batch), alignment=alignment)

@@ -83,6 +83,11 @@ def _check(cfg: DictConfig) -> None:
         raise ConfigError(f"cache.dtype must be float16 or float32, got {block.dtype!r}")
     if cfg.teacher is None or cfg.teacher_loss or cfg.teacher.get("ema") is not None:
         raise ConfigError("kdkit cache needs a teacher that stays as it is; choose one with teacher=…")
+    if cfg.data.get("teacher_tokenizer") is not None:
+        raise ConfigError(
+            "kdkit cache keeps answers in the student's tokens, and data.teacher_tokenizer gives the teacher its own; "
+            "set data.teacher_tokenizer=null"
+        )
     if cfg.teacher.get("cached") is not None:
         raise ConfigError("kdkit cache asks a teacher, and teacher=cached has none; choose another one with teacher=…")
 

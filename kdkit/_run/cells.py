@@ -60,6 +60,7 @@ _scenes: dict[str, Scene] = {}
 def scene_of(cfg: DictConfig) -> Scene:
     """Data, task and accelerator of a cell; loaded once per process for cells that share them."""
     from kdkit._run.build import Scene, make_accelerator, set_scene
+    from kdkit._run.tokenizers import settle_teacher
 
     key = sha256_json(OmegaConf.to_container(OmegaConf.create({"data": cfg.data, "task": cfg.task}), resolve=True))
     if key not in _scenes:
@@ -67,6 +68,7 @@ def scene_of(cfg: DictConfig) -> Scene:
         _scenes[key] = set_scene(cfg, make_accelerator(cfg))
     known = _scenes[key]
     cfg.spec = known.cfg.spec
+    settle_teacher(cfg, known.data)
     return Scene(cfg, known.data, known.task, known.accelerator)
 
 

@@ -13,6 +13,7 @@ from kdkit._run.distill import network_name
 from kdkit._run.folder import load_config
 from kdkit._run.results import final_split, measure
 from kdkit._run.reuse import reuse_saved_classifier
+from kdkit._run.tokenizers import scene_of_teacher
 from kdkit.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def evaluate_run(cfg: DictConfig, context: Context) -> Path:
     stored.spec = dict.fromkeys(stored.spec)
     scene = set_scene(stored, make_accelerator(stored))
     role = "teacher" if stored.get("network") == "teacher" else "student"
+    if role == "teacher":
+        scene = scene_of_teacher(scene)
+        stored = scene.cfg
     reused = role == "student" and stored.student.get("classifier") is not None
     block = OmegaConf.create({**stored[role], "weights": None if reused else str(_weights(folder))})
     network = build_network(block, scene, seed=int(stored.seed), where=role, name=network_name(stored[role]))

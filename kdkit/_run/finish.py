@@ -26,6 +26,7 @@ __all__ = ["distilled_rows", "finish", "print_rows", "trained_rows"]
 _SHOWN = {
     "classification": ("accuracy", "nll", "ece", "agreement"),
     "sequence_classification": ("accuracy", "f1", "matthews", "nll", "ece", "agreement"),
+    "embedding": ("cosine", "spearman"),
     "causal_lm": ("perplexity", "bits_per_byte", "accuracy", "agreement"),
 }
 _PERCENT = {"accuracy", "top5", "f1", "agreement", "ece", "adaptive_ece"}

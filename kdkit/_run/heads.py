@@ -60,6 +60,8 @@ def _bytes(scene: Scene) -> int:
 
 
 def _obstacle(scene: Scene, distiller: Distiller, teacher: Teacher | None) -> str | None:
+    if isinstance(scene.task, CausalLM) and scene.task.cuts_padding:
+        return "the vocabularies of student and teacher are padded differently"
     if distiller.online:
         return "the teacher learns too, and each network reads the other's logits"
     if scene.accelerator.distributed_type == DistributedType.FSDP:

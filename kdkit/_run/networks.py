@@ -31,6 +31,7 @@ from kdkit._run.build import (
 )
 from kdkit._run.heads import fuse_heads, with_logits
 from kdkit._run.sample_weights import identity_of, load_sample_weights
+from kdkit._run.tokenizers import as_teacher_reads
 from kdkit.data._base import DataModule
 from kdkit.engine.callbacks import Callback, Recorder
 from kdkit.engine.distiller import Distiller, Learner
@@ -141,7 +142,7 @@ def _data(scene: Scene, recipe: Recipe) -> DataModule:
     if not recipe.data:
         return scene.data
     block = OmegaConf.merge(scene.cfg.data, OmegaConf.create(recipe.data))
-    return instantiate(block, where="teacher.train.data")
+    return as_teacher_reads(instantiate(block, where="teacher.train.data"))
 
 
 def train_alone(

@@ -13,6 +13,7 @@ from kdkit._run.distill import build_distiller, network_name
 from kdkit._run.networks import Trained
 from kdkit._run.reuse import reuse_classifier
 from kdkit._run.teacher import Guide
+from kdkit._run.tokenizers import mark_teacher, scene_of_teacher
 from kdkit.data._base import TextSpec
 from kdkit.models._build import origin_of
 from kdkit.objective import Objective
@@ -58,7 +59,9 @@ def _untrained(cfg: DictConfig, scene: Scene) -> Guide | None:
     """The teacher as it will be, without training; ``None`` for one that comes trained."""
     from kdkit.teachers import EnsembleTeacher, LiveTeacher
 
-    network = build_network(cfg.teacher, scene, seed=0, where="teacher", name=network_name(cfg.teacher))
+    own = scene_of_teacher(scene)
+    block = own.cfg.teacher if own is not scene else cfg.teacher
+    network = mark_teacher(build_network(block, own, seed=0, where="teacher", name=network_name(block)), scene)
     origin = origin_of(network.module)
     if origin is not None and origin.ready:
         return None

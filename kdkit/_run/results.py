@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import kdkit
 from kdkit._run.build import Scene
+from kdkit._run.tokenizers import scene_of_teacher
 from kdkit.data._base import Split
 from kdkit.engine.evaluate import evaluate
 from kdkit.models._network import Network
@@ -60,7 +61,7 @@ def measure(
 
     Args:
         networks: one network, or the members of an ensemble (sizes and times add up).
-        scene: data, task, device.
+        scene: data, task, device; a teacher with a tokenizer of its own is measured on its own tokens.
         name: of the row.
         origin: where the weights came from.
         split: what to evaluate on; by default :func:`final_split`.
@@ -73,6 +74,8 @@ def measure(
 
     for network in networks:
         network.tap({})
+    if getattr(networks[0], "reads_teacher_tokens", False):
+        scene = scene_of_teacher(scene)
     result = evaluate(
         asked or networks[0],
         task=scene.task,

@@ -23,6 +23,7 @@ from kdkit._run.folder import (
     run_environment,
     write_run_files,
 )
+from kdkit._run.tokenizers import settle_teacher
 from kdkit.engine.callbacks import Callback, Recorder, TrackerLog, make_progress
 from kdkit.engine.interrupt import Interrupted
 from kdkit.errors import ServerError
@@ -143,6 +144,7 @@ def _opened(cfg: DictConfig, context: Context, scene: Scene | None, folder: Path
     inner = Scene(cfg, scene.data, scene.task, accelerator) if scene is not None else set_scene(cfg, accelerator)
     if scene is not None:
         cfg.spec = scene.cfg.spec
+        settle_teacher(cfg, scene.data)
     with open_dict(cfg):
         cfg.run_dir = str(folder)
     environment = run_environment(first_command(folder) if resumed else context.job_line)

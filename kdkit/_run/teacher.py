@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from kdkit._config.build import instantiate
 from kdkit._run.build import Scene, build_network
 from kdkit._run.networks import Recipe, Trained, provide_alone
+from kdkit._run.tokenizers import mark_teacher, scene_of_teacher
 from kdkit.engine.callbacks import Callback
 from kdkit.errors import ConfigError
 from kdkit.models._build import origin_of
@@ -56,10 +57,14 @@ def provide_teacher(cfg: DictConfig, scene: Scene, name: str, callbacks: Sequenc
         return None
     if cfg.teacher.get("routed") is not None:
         shares_of(cfg.teacher.routed.routes, list(cfg.teacher.routed.teachers), source_names(scene.data.spec))
+    reading = scene_of_teacher(scene)
+    settings = cfg if reading is scene else reading.cfg
     members = [
-        _member(block, cfg, scene, own, number, callbacks)
-        for number, (block, own) in enumerate(_blocks(cfg.teacher, name))
+        _member(block, settings, reading, own, number, callbacks)
+        for number, (block, own) in enumerate(_blocks(settings.teacher, name))
     ]
+    for member in members:
+        mark_teacher(member.network, scene)
     if cfg.teacher_loss:
         return Guide(None, members, [member.network for member in members])
     teachers = [LiveTeacher(member.network, scene.task, name=member.network.name) for member in members]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kdkit.errors import did_you_mean
 
 if TYPE_CHECKING:
+    from kdkit.data._alignment import align_tokens, match_vocabularies
     from kdkit.data._base import Batch, DataModule, ImageSpec, LabelledTextSpec, Split, TextSpec
     from kdkit.data._labelled_texts import LabelledTexts
     from kdkit.data._tensor_images import Images, TensorImages
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from kdkit.data.folder import ImageFolder, ImageNet
     from kdkit.data.glue import GLUE
     from kdkit.data.hub_text import HubText
+    from kdkit.data.stdlib_docstrings import StdlibDocstrings
     from kdkit.data.stdlib_labels import StdlibLabels
     from kdkit.data.stdlib_text import StdlibText
     from kdkit.data.strong import AutoAugment, Compose, Cutout, RandAugment
@@ -46,15 +48,19 @@ __all__ = [
     "RandAugment",
     "ShiftRotate",
     "Split",
+    "StdlibDocstrings",
     "StdlibLabels",
     "StdlibText",
     "TensorImages",
     "Tensors",
     "TextFiles",
     "TextSpec",
+    "align_tokens",
+    "match_vocabularies",
 ]
 
 _FILES = {
+    "_alignment": ("align_tokens", "match_vocabularies"),
     "_base": ("Batch", "DataModule", "ImageSpec", "LabelledTextSpec", "Split", "TextSpec"),
     "_labelled_texts": ("LabelledTexts",),
     "_tensor_images": ("Images", "TensorImages"),
@@ -65,6 +71,7 @@ _FILES = {
     "folder": ("ImageFolder", "ImageNet"),
     "glue": ("GLUE",),
     "hub_text": ("HubText",),
+    "stdlib_docstrings": ("StdlibDocstrings",),
     "stdlib_labels": ("StdlibLabels",),
     "stdlib_text": ("StdlibText",),
     "strong": ("AutoAugment", "Compose", "Cutout", "RandAugment"),

@@ -43,6 +43,8 @@ class TextSpec:
     bos_token_id: int | None = None
     tokenizer: Any = field(default=None, compare=False, repr=False)
     """A ``transformers.PreTrainedTokenizerFast``, exported beside the student."""
+    teacher: TextSpec | None = None
+    """The same for the teacher, where it has a tokenizer of its own; ``None`` where both share one."""
     sources: tuple[str, ...] = ()
     """Names of the sources of the documents, where the set tells them apart; batches number them by ``source``."""
     kind: Literal["text"] = "text"
@@ -60,7 +62,8 @@ class LabelledTextSpec:
     pad_token_id: int
     class_names: tuple[str, ...] = ()
     measure: str = "accuracy"
-    """Which metric of the task says what network is better: ``accuracy``, ``f1`` or ``matthews``."""
+    """Which metric says what network is better: ``accuracy``, ``f1`` or ``matthews``; ``cosine`` for texts with target
+    vectors in place of classes."""
 
     tokenizer: Any = field(default=None, compare=False, repr=False)
     """A ``transformers.PreTrainedTokenizerFast``, exported beside the student."""
@@ -87,6 +90,10 @@ class DataModule(ABC):
     document only), ``position_ids`` int64 ``[B, T]`` (restart with each document), ``num_bytes`` int64 ``[B, T]``
     (UTF-8 bytes that each token stands for) and ``index`` int64 ``[B]``; where the set tells sources apart also
     ``source`` int64 ``[B, T]``, the place of each token's source in ``spec.sources`` (-1 for padding).
+    Where the teacher has a tokenizer of its own they also hold the same text in its tokens, ``teacher_input_ids``,
+    ``teacher_document_ids`` and ``teacher_position_ids`` int64 ``[B, T']``, and by ``groups`` ``[B, T]`` and
+    ``teacher_groups`` ``[B, T']`` which tokens cover the same bytes (numbered from 1 in each row, 0 = compared with
+    nothing).
     Batches of labelled texts hold ``input_ids``, ``attention_mask`` (1 for tokens, 0 for padding) and
     ``token_type_ids`` (1 for the second text of a pair) int64 ``[B, T]`` with ``T`` the longest of the batch,
     ``label`` int64 ``[B]`` (-100 = unlabelled) and ``index`` int64 ``[B]``.

@@ -18,7 +18,8 @@ class TokenSequences(DataModule):
 
     Args:
         splits: per split ``tokens`` int32 ``[total]`` and ``types`` uint8 ``[total]`` (1 for the second text of a
-            pair), both of all sequences in a row; ``lengths`` int64 ``[N]``, at least 1 each; ``label`` int64 ``[N]``.
+            pair), both of all sequences in a row; ``lengths`` int64 ``[N]``, at least 1 each; ``label`` int64 ``[N]``;
+            maybe ``target`` ``[N, D]``.
         name: how reports call the set.
         spec: its shape.
         fingerprint: SHA-256 (hex) over all of it.
@@ -76,13 +77,14 @@ class TokenSequences(DataModule):
         place = torch.arange(int(lengths.max()))
         inside = place < lengths[:, None]
         where = (self._starts[split][index, None] + place).clamp(max=len(part["tokens"]) - 1)
-        return {
+        batch = {
             "input_ids": part["tokens"][where].long().masked_fill(~inside, self.spec.pad_token_id),
             "attention_mask": inside.long(),
             "token_type_ids": part["types"][where].long().masked_fill(~inside, 0),
             "label": part["label"][index],
             "index": index,
         }
+        return {**batch, "target": part["target"][index]} if "target" in part else batch
 
 
 def random_sequences(spec: LabelledTextSpec, sizes: Mapping[Split, int]) -> dict[Split, dict[str, Tensor]]:

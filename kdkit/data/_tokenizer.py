@@ -1,24 +1,27 @@
-"""The tokenizer of a text set: one that is given, or a byte-level BPE trained on the training split."""
+"""The tokenizers of a text set: those that are given, and those trained on the training split."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from kdkit._files import installed_folder, sha256_json
 from kdkit.data._store import keep, store
-from kdkit.errors import DataError, InputError
+from kdkit.errors import DataError, InputError, did_you_mean
 
-__all__ = ["given_tokenizer", "joining", "tokenizer_key", "trained_tokenizer"]
+__all__ = ["given_tokenizer", "joining", "teachers_tokenizer", "tokenizer_key", "trained_tokenizer"]
 
-PAD, EOS = "<|pad|>", "<|eos|>"
-_SMALLEST = 256 + 2
+PAD, EOS, UNK = "<|pad|>", "<|eos|>", "<|unk|>"
+KINDS = {"bpe": "byte-level bpe 1", "unigram": "unigram with metaspace 1"}
+"""Tokenizers that are trained here, and the format that their kept files have."""
+_SMALLEST = {"bpe": 256 + 2, "unigram": 256 + 3 + 41}
 _TRAIN_CHARACTERS = 100_000_000
 _FILE = "tokenizer.json"
-_FORMAT = "byte-level bpe 1"
+_SPACE = "\u2581"
 
 
 def given_tokenizer(tokenizer: Any, *, needs_eos: bool = True) -> Any:
@@ -51,8 +54,36 @@ def given_tokenizer(tokenizer: Any, *, needs_eos: bool = True) -> Any:
     return tokenizer
 
 
-def trained_tokenizer(texts: Iterable[str], corpus_key: str, vocab_size: int, context: int) -> Any:
-    """A byte-level BPE trained on ``texts`` (their first 100 million characters), kept in the store.
+def teachers_tokenizer(setting: Any, texts: Iterable[str], corpus_key: str, vocab_size: int, context: int) -> Any:
+    """The tokenizer of a teacher that does not share the student's.
+
+    Args:
+        setting: a folder, a hub name or a fast tokenizer; or ``{"kind": ..., "vocab_size": ...}`` for one that is
+            trained on ``texts``, ``kind`` being "unigram" (in the manner of SentencePiece) or "bpe" (byte-level).
+        texts: see :func:`trained_tokenizer`.
+        corpus_key: likewise.
+        vocab_size: for a mapping that names none.
+        context: see :func:`trained_tokenizer`.
+
+    Raises:
+        DataError: see :func:`given_tokenizer`.
+        InputError: for a mapping with other keys or values.
+    """
+    if not isinstance(setting, Mapping):
+        return given_tokenizer(setting)
+    for key in setting:
+        if key not in ("kind", "vocab_size"):
+            raise InputError(
+                f"teacher_tokenizer has no setting {key!r}{did_you_mean(str(key), ('kind', 'vocab_size'))}"
+            )
+    size = setting.get("vocab_size", vocab_size)
+    return trained_tokenizer(texts, corpus_key, size, context, kind=setting.get("kind", "unigram"))
+
+
+def trained_tokenizer(
+    texts: Iterable[str], corpus_key: str, vocab_size: int, context: int, *, kind: str = "bpe"
+) -> Any:
+    """A tokenizer trained on ``texts`` (their first 100 million characters), kept in the store.
 
     Documents begin and end with ``<|eos|>`` (it is the BOS token too, as in GPT-2); ``<|pad|>`` pads.
 
@@ -61,19 +92,24 @@ def trained_tokenizer(texts: Iterable[str], corpus_key: str, vocab_size: int, co
         corpus_key: hash of the corpus.
         vocab_size: entries wanted, at least 258; a small corpus gives fewer.
         context: becomes ``model_max_length``.
+        kind: "bpe" for a byte-level BPE; "unigram" for a unigram model that writes a space as ``▁`` and characters
+            that it does not know as bytes (``<0x0A>``), as SentencePiece does.
 
     Raises:
-        InputError: when ``vocab_size`` is too small.
+        InputError: when ``vocab_size`` is too small, or ``kind`` is another one.
     """
-    if vocab_size < _SMALLEST:
-        raise InputError(f"vocab_size must be at least {_SMALLEST} (256 bytes, {PAD}, {EOS}), got {vocab_size}")
+    if kind not in KINDS:
+        raise InputError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}{did_you_mean(str(kind), KINDS)}")
+    if vocab_size < _SMALLEST[kind]:
+        rest = f"{PAD}, {EOS}" if kind == "bpe" else f"{PAD}, {EOS}, {UNK}, 41 pieces"
+        raise InputError(f"vocab_size must be at least {_SMALLEST[kind]} (256 bytes, {rest}), got {vocab_size}")
     from transformers import PreTrainedTokenizerFast
 
-    key = sha256_json([_FORMAT, corpus_key, vocab_size])
+    key = sha256_json([KINDS[kind], corpus_key, vocab_size])
     folder = store("tokenizers", key)
     backend = _load(folder / _FILE)
     if backend is None:
-        backend = _train(texts, vocab_size)
+        backend = (_train if kind == "bpe" else _train_unigram)(_first(texts, _TRAIN_CHARACTERS), vocab_size)
         keep(folder, lambda temporary: backend.save(str(temporary / _FILE)))
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -132,8 +168,46 @@ def _train(texts: Iterable[str], vocab_size: int) -> Any:
         special_tokens=[PAD, EOS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    backend.train_from_iterator(_first(texts, _TRAIN_CHARACTERS), trainer)
+    backend.train_from_iterator(texts, trainer)
     return backend
+
+
+def _train_unigram(texts: Iterable[str], vocab_size: int) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.Unigram())
+    pieces = Regex(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")  # a space goes with the word after it
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pieces, "isolated"),
+            pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="never", split=False),
+        ]
+    )
+    backend.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = [PAD, EOS, UNK]
+    pieces_wanted = vocab_size - 256 - len(special)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size - 256,
+        special_tokens=special,
+        unk_token=UNK,
+        show_progress=False,
+    )
+    backend.train_from_iterator(_usual_characters(list(texts), pieces_wanted // 2), trainer)
+    state = json.loads(backend.to_str())
+    lowest = min(score for _, score in state["model"]["vocab"])
+    state["model"]["vocab"] += [[f"<0x{byte:02X}>", lowest - 10.0] for byte in range(256)]
+    state["model"]["byte_fallback"] = True
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def _usual_characters(texts: list[str], count: int) -> Iterator[str]:
+    """The texts without all but the ``count`` most frequent characters; the others are written as bytes."""
+    found: Counter[str] = Counter()
+    for text in texts:
+        found.update(text)
+    by_rank = sorted(found, key=lambda character: (-found[character], character))
+    rare = dict.fromkeys(map(ord, by_rank[count:]), "\n")
+    return (text.translate(rare) for text in texts) if rare else iter(texts)
 
 
 def _first(texts: Iterable[str], characters: int) -> Iterator[str]:

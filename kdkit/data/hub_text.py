@@ -38,6 +38,8 @@ class HubText(TextRows):
         vocab_size: entries of the trained tokenizer.
         context: tokens per row.
         packing: whether documents share rows.
+        teacher_tokenizer: of a teacher whose tokenizer is another: a folder, a hub name or a fast tokenizer, or
+            ``{"kind": "unigram" or "bpe", "vocab_size": ...}`` to train one; ``None`` where both share one.
 
     Raises:
         DataError: when the set cannot be loaded, or splits or fields are missing.
@@ -62,6 +64,7 @@ class HubText(TextRows):
         vocab_size: int = 4096,
         context: int = 256,
         packing: bool = True,
+        teacher_tokenizer: Any = None,
     ) -> None:
         check_shares(val_share, test_share)
         fields = Fields(text_field, prompt_field, completion_field, source_field)
@@ -76,6 +79,7 @@ class HubText(TextRows):
             context=context,
             packing=packing,
             sourced=source_field is not None,
+            teacher_tokenizer=teacher_tokenizer,
         )
 
 

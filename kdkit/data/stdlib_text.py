@@ -35,6 +35,8 @@ class StdlibText(TextRows):
         vocab_size: entries of the trained tokenizer.
         context: tokens per row.
         packing: whether files share rows.
+        teacher_tokenizer: of a teacher whose tokenizer is another: a folder, a hub name or a fast tokenizer, or
+            ``{"kind": "unigram" or "bpe", "vocab_size": ...}`` to train one; ``None`` where both share one.
 
     Raises:
         DataError: when there are too few files.
@@ -53,6 +55,7 @@ class StdlibText(TextRows):
         vocab_size: int = 4096,
         context: int = 256,
         packing: bool = True,
+        teacher_tokenizer: Any = None,
     ) -> None:
         check_shares(val_share, test_share)
         if source not in (None, "package"):
@@ -79,6 +82,7 @@ class StdlibText(TextRows):
             context=context,
             packing=packing,
             sourced=source is not None,
+            teacher_tokenizer=teacher_tokenizer,
         )
 
 

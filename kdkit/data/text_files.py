@@ -43,6 +43,8 @@ class TextFiles(TextRows):
         vocab_size: entries of the trained tokenizer.
         context: tokens per row.
         packing: whether documents share rows.
+        teacher_tokenizer: of a teacher whose tokenizer is another: a folder, a hub name or a fast tokenizer, or
+            ``{"kind": "unigram" or "bpe", "vocab_size": ...}`` to train one; ``None`` where both share one.
 
     Raises:
         DataError: when files or fields are missing, or there are too few documents.
@@ -65,6 +67,7 @@ class TextFiles(TextRows):
         vocab_size: int = 4096,
         context: int = 256,
         packing: bool = True,
+        teacher_tokenizer: Any = None,
     ) -> None:
         check_shares(val_share, test_share)
         if source not in (None, *_SOURCES):
@@ -91,6 +94,7 @@ class TextFiles(TextRows):
             context=context,
             packing=packing,
             sourced=source is not None,
+            teacher_tokenizer=teacher_tokenizer,
         )
 
 

@@ -96,6 +96,7 @@ class Distiller(nn.Module):
         labels, mask = self.task.targets(batch)
         outputs = {name: self.task.forward(learner.network, batch) for name, learner in self.items()}
         extra = self.task.extra(batch)
+        alignment = self.task.alignment(batch)
         total: Tensor | None = None
         terms: dict[str, Tensor] = {}
         shown = {name: output.detach() for name, output in outputs.items()} if self.online else {}
@@ -111,6 +112,7 @@ class Distiller(nn.Module):
                 self.views,
                 batch.get("weight"),
                 peers,
+                alignment,
             )
             value, own = learner.objective(step) if totals is None else learner.objective(step, totals)
             total = value if total is None else total + value

@@ -51,7 +51,7 @@ def evaluate(
         split: its split.
         batch_size: samples per batch; the result does not depend on it.
         accelerator: device, autocast and ranks.
-        teacher: adds agreement with the teacher when given.
+        teacher: adds agreement with the teacher when given, if the task can compare the two.
     """
     module = network if isinstance(network, Network) else None
     was_training = module is not None and module.training
@@ -69,7 +69,7 @@ def evaluate(
                 device=accelerator.device,
             ):
                 labels, mask = task.targets(batch)
-                other = teacher(batch) if teacher is not None else None
+                other = teacher(batch) if teacher is not None and task.one_vocabulary else None
                 output = task.forward(module, batch) if module is not None else network(batch)
                 metrics.update(StepOutputs(output, other, labels, mask), batch)
     finally:

@@ -14,7 +14,17 @@ from torch.utils.hooks import RemovableHandle
 from kdkit.errors import ConfigError, did_you_mean
 from kdkit.features.attention import attention_part
 
-__all__ = ["HIDDEN_STATES", "INPUT", "PENULTIMATE", "FeatureTap", "LayerInfo", "find_head", "find_layer", "list_layers"]
+__all__ = [
+    "HIDDEN_STATES",
+    "INPUT",
+    "PENULTIMATE",
+    "FeatureTap",
+    "LayerInfo",
+    "find_blocks",
+    "find_head",
+    "find_layer",
+    "list_layers",
+]
 
 PENULTIMATE = "penultimate"
 """Layer name of the classifier's input."""
@@ -88,7 +98,7 @@ def _language_head(module: nn.Module) -> bool:
     return callable(getter) and getter() is not None
 
 
-def _blocks(module: nn.Module) -> tuple[str, nn.ModuleList] | None:
+def find_blocks(module: nn.Module) -> tuple[str, nn.ModuleList] | None:
     """The stack of layers of a transformers model of text: a language model, an encoder or a classifier on one."""
     config = getattr(module, "config", None)
     encoder = isinstance(getattr(module, "base_model", None), nn.Module) and hasattr(config, "vocab_size")
@@ -127,7 +137,7 @@ def find_layer(module: nn.Module, layer: str) -> tuple[nn.Module, bool]:
     part = attention_part(module, layer)
     if part is not None:
         return part.module, part.before
-    blocks = _blocks(module)
+    blocks = find_blocks(module)
     states = [] if blocks is None else [f"{HIDDEN_STATES}{i}" for i in range(len(blocks[1]) + 1)]
     if blocks is not None and layer.startswith(HIDDEN_STATES) and layer.removeprefix(f"{HIDDEN_STATES}-").isdecimal():
         layer = dict(zip([f"{HIDDEN_STATES}-{len(states) - i}" for i in range(len(states))], states)).get(layer, layer)

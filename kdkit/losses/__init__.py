@@ -32,11 +32,13 @@ from kdkit.losses.darkrank import DarkRankLoss, darkrank_loss
 from kdkit.losses.dist import DISTLoss, dist_loss
 from kdkit.losses.dkd import DKDLoss, dkd_loss
 from kdkit.losses.dml import DMLLoss, dml_loss
+from kdkit.losses.dskd import DSKDLoss, dskd_loss
 from kdkit.losses.energy_distance import EnergyDistanceLoss, energy_distance_loss
 from kdkit.losses.f_divergence import FDivergenceLoss, f_divergence_loss
 from kdkit.losses.fitnets import FitNetsLoss, fitnets_loss
 from kdkit.losses.fsp import FSPLoss, fsp_loss
 from kdkit.losses.ft import FTLoss, ft_loss
+from kdkit.losses.gold import GOLDLoss, gold_loss
 from kdkit.losses.gram import GramLoss, gram_loss
 from kdkit.losses.hellinger import HellingerLoss, hellinger_loss
 from kdkit.losses.hidden_cosine import HiddenCosineLoss, hidden_cosine_loss
@@ -56,6 +58,7 @@ from kdkit.losses.mgd import MGDLoss, mgd_loss
 from kdkit.losses.minilm import MiniLMLoss, minilm_loss
 from kdkit.losses.mlkd import MLKDLoss, mlkd_loss
 from kdkit.losses.mmd import MMDLoss, mmd_loss
+from kdkit.losses.multilevel_ot import MultiLevelOTLoss, multilevel_ot_loss
 from kdkit.losses.nd import NDLoss, nd_loss
 from kdkit.losses.nkd import NKDLoss, nkd_loss
 from kdkit.losses.nst import NSTLoss, nst_loss
@@ -86,6 +89,7 @@ from kdkit.losses.tfkd import TfKDLoss, tfkd_loss
 from kdkit.losses.topk import TopKLoss, topk_loss
 from kdkit.losses.total_variation import TotalVariationLoss, total_variation_loss
 from kdkit.losses.ttm import TTMLoss, ttm_loss
+from kdkit.losses.uld import ULDLoss, uld_loss
 from kdkit.losses.uskd import USKDLoss, uskd_loss
 from kdkit.losses.vid import VIDLoss, vid_loss
 from kdkit.losses.vitkd import ViTKDLoss, vitkd_loss
@@ -117,6 +121,7 @@ __all__ = [
     "DISTLoss",
     "DKDLoss",
     "DMLLoss",
+    "DSKDLoss",
     "DarkRankLoss",
     "DistillationLoss",
     "EnergyDistanceLoss",
@@ -127,6 +132,7 @@ __all__ = [
     "FeaturesLoss",
     "FitNetsLoss",
     "FusedParts",
+    "GOLDLoss",
     "GramLoss",
     "HellingerLoss",
     "HiddenCosineLoss",
@@ -148,6 +154,7 @@ __all__ = [
     "MLKDLoss",
     "MMDLoss",
     "MiniLMLoss",
+    "MultiLevelOTLoss",
     "NDLoss",
     "NKDLoss",
     "NSTLoss",
@@ -180,6 +187,7 @@ __all__ = [
     "TfKDLoss",
     "TopKLoss",
     "TotalVariationLoss",
+    "ULDLoss",
     "USKDLoss",
     "VIDLoss",
     "ViTKDLoss",
@@ -210,6 +218,7 @@ __all__ = [
     "dist_loss",
     "dkd_loss",
     "dml_loss",
+    "dskd_loss",
     "energy_distance_loss",
     "f_divergence_loss",
     "fitnets_loss",
@@ -218,6 +227,7 @@ __all__ = [
     "fused_linear_divergence",
     "fused_sampled_divergence",
     "fused_topk_divergence",
+    "gold_loss",
     "gram_loss",
     "hellinger_loss",
     "hidden_cosine_loss",
@@ -237,6 +247,7 @@ __all__ = [
     "minilm_loss",
     "mlkd_loss",
     "mmd_loss",
+    "multilevel_ot_loss",
     "nd_loss",
     "nkd_loss",
     "nst_loss",
@@ -271,6 +282,7 @@ __all__ = [
     "topk_loss",
     "total_variation_loss",
     "ttm_loss",
+    "uld_loss",
     "uskd_loss",
     "vid_loss",
     "vitkd_loss",

@@ -52,6 +52,8 @@ class Probe:
         layers: the tapped modules of "student" and "teacher" by pair name.
         norms: the batch norms that tapped maps come from, likewise, where there are any.
         class_names: of the data, empty where it has none.
+        shared: int64 ``[M, 2]``, entries (student, teacher) that stand for the same bytes, where the teacher has a
+            tokenizer of its own.
     """
 
     outputs: StepOutputs
@@ -63,6 +65,7 @@ class Probe:
     layers: dict[Side, dict[str, nn.Module]] = field(default_factory=dict)
     norms: dict[Side, dict[str, nn.Module]] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
+    shared: Tensor | None = None
 
     def features(self, pair: str) -> tuple[Tensor, Tensor]:
         """A pair of features as the layers gave them: the student's, the teacher's."""
@@ -95,8 +98,12 @@ class DistillationLoss(nn.Module):
     progress: float = 0.0
     """Share of the training that lies behind; the objective keeps it up to date, options that are schedules read it."""
 
-    counts: ClassVar[Literal["positions", "labelled"]] = "positions"
-    """Which positions a mean of this loss runs over; the objective divides by their global number."""
+    counts: ClassVar[Literal["positions", "labelled", "groups"]] = "positions"
+    """Which positions a mean of this loss runs over; the objective divides by their global number. Groups are those of
+    :class:`~kdkit.outputs.Alignment`, or positions where there is none."""
+
+    crosses_tokenizers: ClassVar[bool] = False
+    """Whether the teacher may have a tokenizer of its own; ``compute`` then reads ``out.alignment``."""
 
     reference: ClassVar[str] = ""
     """Short source, e.g. ``"Hinton et al. 2015, arXiv:1503.02531, eq. 4"``; listed by ``kdkit ls losses``."""

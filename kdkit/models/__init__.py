@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kdkit.models.experts import multi_expert
     from kdkit.models.export import export_student
     from kdkit.models.reuse import ReusedClassifier
+    from kdkit.models.sentence_encoders import SentenceEncoder, hf_sentence_encoder
     from kdkit.models.small import mlp, small_cnn
     from kdkit.models.text import hf_causal_lm
     from kdkit.models.text_classifiers import hf_text_classifier
@@ -27,6 +28,7 @@ _EXPORTS = {
     "LanguageNetwork": "_language",
     "Network": "_network",
     "ReusedClassifier": "reuse",
+    "SentenceEncoder": "sentence_encoders",
     "TextNetwork": "_texts",
     "VisionNetwork": "_network",
     "convert_pickle": "_weights",
@@ -35,6 +37,7 @@ _EXPORTS = {
     "export_student": "export",
     "hf_causal_lm": "text",
     "hf_image_classifier": "vision",
+    "hf_sentence_encoder": "sentence_encoders",
     "hf_text_classifier": "text_classifiers",
     "load_weights": "_weights",
     "measure_latency": "_profile",
@@ -50,6 +53,7 @@ __all__ = [
     "LanguageNetwork",
     "Network",
     "ReusedClassifier",
+    "SentenceEncoder",
     "TextNetwork",
     "VisionNetwork",
     "convert_pickle",
@@ -58,6 +62,7 @@ __all__ = [
     "export_student",
     "hf_causal_lm",
     "hf_image_classifier",
+    "hf_sentence_encoder",
     "hf_text_classifier",
     "load_weights",
     "measure_latency",

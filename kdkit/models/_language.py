@@ -35,6 +35,9 @@ class LanguageNetwork(Network):
     """A causal language model called with ``input_ids``, ``attention_mask`` ``[B, 1, T, T]`` and ``position_ids``,
     as those of ``transformers`` are; a module of the user's own needs the same three arguments."""
 
+    reads_teacher_tokens: bool = False
+    """Whether it is shown the teacher's tokens where a batch holds a text in two tokenizations."""
+
     _parts: _Parts | None = None
 
     @property

@@ -19,6 +19,7 @@ from kdkit.features.taps import unwrap
 from kdkit.models._build import Origin, origin_of, quiet_transformers
 from kdkit.models._network import Network, VisionNetwork
 from kdkit.models._texts import TextNetwork
+from kdkit.models.sentence_encoders import SentenceEncoder
 
 __all__ = ["export_student"]
 
@@ -208,7 +209,7 @@ def _write_transformers(network: Network, module: nn.Module, target: Path, spec:
         labels = {str(index): name for index, name in enumerate(spec.class_names)}
         _edit(target / "config.json", {"id2label": labels, "label2id": {v: int(k) for k, v in labels.items()}})
     if isinstance(spec, LabelledTextSpec):
-        return _write_text_classifier(network, target, spec)
+        return _write_texts(network, target, spec)
     assert isinstance(network, VisionNetwork)
     mean, std = _statistics(network, spec.in_chans)
     side = network.input_size or spec.image_size
@@ -231,10 +232,12 @@ def _write_transformers(network: Network, module: nn.Module, target: Path, spec:
     )
 
 
-def _write_text_classifier(network: Network, target: Path, spec: LabelledTextSpec) -> str:
+def _write_texts(network: Network, target: Path, spec: LabelledTextSpec) -> str:
     """The tokenizer beside the weights; it gives what the network takes and no more."""
     _edit(target / "config.json", {"pad_token_id": spec.pad_token_id})
-    auto, load = "AutoModelForSequenceClassification", "model = {}.from_pretrained(folder).eval()\n"
+    encodes = isinstance(unwrap(network.module), SentenceEncoder)
+    auto = "AutoModel" if encodes else "AutoModelForSequenceClassification"
+    load = "model = {}.from_pretrained(folder).eval()\n"
     if spec.tokenizer is None:
         return f"from transformers import {auto}\n{load.format(auto)}"
     tokenizer = copy.deepcopy(spec.tokenizer)
@@ -243,13 +246,20 @@ def _write_text_classifier(network: Network, target: Path, spec: LabelledTextSpe
     tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
     tokenizer.model_max_length = spec.context
     tokenizer.save_pretrained(target)
+    lines = f"from transformers import {auto}, AutoTokenizer\ntokenizer = AutoTokenizer.from_pretrained(folder)\n"
+    if encodes:
+        return f"{lines}{load.format(auto)}{_POOLING}"
     return (
-        f"from transformers import {auto}, AutoTokenizer\n"
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        f"{load.format(auto)}"
+        f"{lines}{load.format(auto)}"
         '# logits = model(**tokenizer(["a text"], truncation=True, padding=True, return_tensors="pt")).logits\n'
     )
 
+
+_POOLING = (
+    '# x = tokenizer(["a text"], truncation=True, padding=True, return_tensors="pt")\n'
+    "# states, mask = model(**x).last_hidden_state, x.attention_mask[..., None]\n"
+    "# vectors = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)\n"
+)
 
 _TEXT_LINES = (
     "from transformers import AutoModelForCausalLM, AutoTokenizer\n",

@@ -171,7 +171,7 @@ def hf_config(model_type: str, mapping: str, options: dict[str, Any]) -> Any:
 
     known = list(getattr(modeling_auto, mapping))
     if model_type not in known:
-        kinds = {"CAUSAL": "causal language model", "SEQUENCE": "text classifier"}
+        kinds = {"CAUSAL": "causal language model", "SEQUENCE": "text classifier", "MODEL_MAPPING": "model"}
         kind = next((words for part, words in kinds.items() if part in mapping), "image classifier")
         raise ConfigError(f"transformers has no {kind} of type '{model_type}'{did_you_mean(model_type, known)}")
     default = AutoConfig.for_model(model_type)

@@ -60,6 +60,10 @@ METRICS: dict[str, Metric] = {
         Metric("top5", "top-5 accuracy", True, 1, True, "share with the right answer among the five likeliest"),
         Metric("f1", "F1", True, 1, True, "harmonic mean of precision and recall of the second class"),
         Metric("matthews", "Matthews correlation", False, 3, True, "of answers and labels; 0 is chance, 1 all right"),
+        Metric("cosine", "cosine to the reference", False, 4, True, "of a text's vector and the reference's, mean"),
+        Metric(
+            "spearman", "rank correlation of similarities", False, 4, True, "over pairs of texts, with the reference's"
+        ),
         Metric("perplexity", "perplexity", False, 2, False, "exp of the mean loss per token"),
         Metric("bits_per_byte", "bits per byte", False, 3, False, "code length per byte of text, any tokenizer"),
         Metric("nll", "NLL", False, 3, False, "mean negative log-likelihood, in nats"),

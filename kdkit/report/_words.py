@@ -18,7 +18,12 @@ from kdkit.report._run import ALONE, DISTILLED, TEACHER, Run
 
 __all__ = ["caveats", "data_text", "losses_text", "outcome", "story"]
 
-_SAMPLES = {"classification": "images", "causal_lm": "rows of text", "sequence_classification": "texts"}
+_SAMPLES = {
+    "classification": "images",
+    "causal_lm": "rows of text",
+    "sequence_classification": "texts",
+    "embedding": "texts",
+}
 _LOSSES = {"ce": "cross-entropy"}
 
 

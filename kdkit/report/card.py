@@ -17,6 +17,7 @@ _PIPELINES = {
     "classification": "image-classification",
     "causal_lm": "text-generation",
     "sequence_classification": "text-classification",
+    "embedding": "sentence-similarity",
 }
 
 

@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from kdkit.tasks._strategy import Strategy
     from kdkit.tasks.causal_lm import CausalLM
     from kdkit.tasks.classification import Classification
+    from kdkit.tasks.embedding import Embedding
     from kdkit.tasks.sequence_classification import SequenceClassification
     from kdkit.tasks.written_text import WrittenText
 
 _EXPORTS = {
     "CausalLM": "causal_lm",
     "Classification": "classification",
+    "Embedding": "embedding",
     "Metrics": "_base",
     "SequenceClassification": "sequence_classification",
     "Strategy": "_strategy",
@@ -23,7 +25,16 @@ _EXPORTS = {
     "WrittenText": "written_text",
 }
 
-__all__ = ["CausalLM", "Classification", "Metrics", "SequenceClassification", "Strategy", "Task", "WrittenText"]
+__all__ = [
+    "CausalLM",
+    "Classification",
+    "Embedding",
+    "Metrics",
+    "SequenceClassification",
+    "Strategy",
+    "Task",
+    "WrittenText",
+]
 
 
 def __getattr__(name: str) -> Any:

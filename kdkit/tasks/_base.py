@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdkit.data._base import Batch, Spec
 from kdkit.models._network import Network
-from kdkit.outputs import IGNORE_INDEX, ModelOutput, StepOutputs
+from kdkit.outputs import IGNORE_INDEX, Alignment, ModelOutput, StepOutputs
 
 __all__ = ["Metrics", "Task"]
 
@@ -80,6 +80,15 @@ class Task(ABC):
         """What few losses need besides, see :class:`~kdkit.outputs.StepOutputs`."""
         return {"index": batch["index"]} if "index" in batch else {}
 
+    def alignment(self, batch: Batch) -> Alignment | None:
+        """Where student and teacher read one text in tokens of their own: which tokens belong together."""
+        return None
+
+    @property
+    def one_vocabulary(self) -> bool:
+        """Whether the outputs of student and teacher can be compared entry by entry."""
+        return True
+
     @abstractmethod
     def metrics(self) -> Metrics:
         """A fresh, empty collector."""
@@ -93,8 +102,8 @@ class Task(ABC):
         """Refuse, with a sentence, class counts or vocabularies that do not match each other or the labels."""
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Number of ``positions`` and of ``labelled`` positions in a batch, before any forward pass; the sum of
-        their weights for a batch with weights per sample (``weight``).
+        """Number of ``positions`` and of ``labelled`` positions in a batch, before any forward pass, and of ``groups``
+        where there is an alignment; the sum of their weights for a batch with weights per sample (``weight``).
 
         0-d tensors on the batch's device, so that asking does not wait for the device."""
         labels, mask = self.targets(batch)
@@ -102,11 +111,14 @@ class Task(ABC):
             raise ValueError(f"{self.name}: a task without labels must define counts itself")
         soft = labels.dtype.is_floating_point
         positions = mask if mask is not None else torch.ones(labels.shape[: 1 if soft else None], device=labels.device)
-        valid = positions if soft else (labels != IGNORE_INDEX) * positions
+        counted = {"positions": positions, "labelled": positions if soft else (labels != IGNORE_INDEX) * positions}
+        alignment = self.alignment(batch)
+        if alignment is not None:
+            counted["groups"] = Alignment.firsts(alignment.student_groups) * positions
         if "weight" in batch:
             weights = batch["weight"].view(-1, *[1] * (positions.ndim - 1))
-            positions, valid = positions * weights, valid * weights
-        return {"positions": positions.sum(), "labelled": valid.sum()}
+            counted = {kind: where * weights for kind, where in counted.items()}
+        return {kind: where.sum() for kind, where in counted.items()}
 
     def throughput(self, batch: Batch) -> int:
         """Images, texts or tokens in a batch, for the progress line; known from shapes alone."""

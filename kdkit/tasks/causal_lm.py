@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdkit.data._base import Batch, LabelledTextSpec, Spec, TextSpec
-from kdkit.errors import ConfigError, DataError
+from kdkit.errors import ConfigError, DataError, KdkitWarning
 from kdkit.models._language import LanguageNetwork
 from kdkit.models._network import Network
-from kdkit.outputs import IGNORE_INDEX, ModelOutput, StepOutputs
+from kdkit.outputs import IGNORE_INDEX, Alignment, ModelOutput, StepOutputs
 from kdkit.tasks._base import Metrics, Task
 from kdkit.tasks._labels import check_labels
+from kdkit.tasks._tokenizers import aligned, common_width, refuse_mismatch, tokens_of
 
 __all__ = ["CausalLM", "CausalLMMetrics", "document_mask"]
 
@@ -46,6 +48,9 @@ class CausalLM(Task):
     Where that token begins another document nothing is predicted, and nothing is learnt from the teacher either;
     the same goes for prompt and padding (label -100).
 
+    A teacher with a tokenizer of its own reads the same text in its own tokens (``data.teacher_tokenizer``). Where the
+    vocabularies differ by padding alone, the entries that only one network has are cut off its logits.
+
     Args:
         spec: of a text data set.
         fused_head: whether training does without logits: hidden states and heads go to the losses, which compute the
@@ -71,6 +76,26 @@ class CausalLM(Task):
             other = "sequence_classification" if isinstance(spec, LabelledTextSpec) else "classification"
             raise ConfigError(f"task causal_lm needs text, and these data are {spec.kind}s; use task={other}")
         super().__init__(spec)
+        self._width: int | None = None
+
+    @property
+    def one_vocabulary(self) -> bool:
+        """Whether student and teacher share a tokenizer."""
+        return self.spec.teacher is None
+
+    @property
+    def cuts_padding(self) -> bool:
+        """Whether the outputs of a network lose the entries that the other one's vocabulary does not have."""
+        return self._width is not None
+
+    def alignment(self, batch: Batch) -> Alignment | None:
+        """Which tokens of student and teacher cover the same bytes."""
+        return aligned(batch)
+
+    def forward(self, network: Network, batch: Batch) -> ModelOutput:
+        """Run a network on a batch; padding that the other network's vocabulary does not have is cut off."""
+        output = super().forward(network, batch)
+        return output if self._width is None else _cut(output, self._width)
 
     def wrap(
         self, module: nn.Module, *, normalization: Any = None, input_size: int | None = None, name: str = "network"
@@ -98,7 +123,8 @@ class CausalLM(Task):
         if vocabulary is not None and vocabulary < self.spec.vocab_size:
             raise ConfigError(
                 f"the {name} knows {vocabulary} tokens and the data {self.spec.vocab_size}; "
-                "set model.vocab_size to ${spec.vocab_size}, or use the tokenizer of that model for the data"
+                "set model.vocab_size to ${spec.vocab_size}, or use the tokenizer of that model for the data (a "
+                "teacher's: data.teacher_tokenizer)"
             )
         positions = getattr(config, "max_position_embeddings", None)
         if positions is not None and positions < self.spec.context - 1:
@@ -117,13 +143,14 @@ class CausalLM(Task):
         """What the network is called with: ids and positions of a row without its last token, and who sees whom.
 
         The logits that come back are ``[B, T - 1, V]``, the first ones predicting the second token."""
-        ids = batch["input_ids"][:, :-1]
-        mask = document_mask(batch["document_ids"][:, :-1])
+        tokens = tokens_of(batch, teacher=getattr(network, "reads_teacher_tokens", False))
+        ids = tokens["input_ids"][:, :-1]
+        mask = document_mask(tokens["document_ids"][:, :-1])
         if isinstance(network, LanguageNetwork) and network.attention == "eager":
             weight = next(network.parameters(), None)
             dtype = torch.float32 if weight is None else weight.dtype
             mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-        return {"input_ids": ids, "attention_mask": mask, "position_ids": batch["position_ids"][:, :-1]}
+        return {"input_ids": ids, "attention_mask": mask, "position_ids": tokens["position_ids"][:, :-1]}
 
     def targets(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """Next tokens ``[B, T - 1]`` and where they count: inside one document, and not in a prompt or padding.
@@ -144,24 +171,49 @@ class CausalLM(Task):
         return {name: value[:1] for name, value in batch.items()}
 
     def check_outputs(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> None:
-        """Refuse vocabularies that do not match each other or the data, and labels out of range."""
-        size, length = batch["input_ids"].shape
-        for who, output in (("student", student), ("teacher", teacher)):
-            shape = None if output is None else tuple(output.logits.shape)
-            if shape is not None and (len(shape) != 3 or shape[:2] != (size, length - 1)):
+        """Refuse vocabularies that do not match each other or the data, and labels out of range.
+
+        Where they differ by padding alone, both outputs, and all later ones, are cut to what they have in common."""
+        sides = {"student": (student, batch["input_ids"])}
+        if teacher is not None:
+            sides["teacher"] = (teacher, tokens_of(batch, teacher=True)["input_ids"])
+        for who, (output, ids) in sides.items():
+            shape, (size, length) = tuple(output.logits.shape), ids.shape
+            if len(shape) != 3 or shape[:2] != (size, length - 1):
                 raise ConfigError(
                     f"the {who} must give logits [{size}, {length - 1}, V] for rows of {length} tokens, "
                     f"got {list(shape)}; use a causal language model"
                 )
+        if teacher is not None and self.one_vocabulary:
+            self._make_alike(student, teacher)
         vocabulary = student.logits.shape[-1]
-        if teacher is not None and teacher.logits.shape[-1] != vocabulary:
-            raise ConfigError(
-                f"the student's vocabulary has {vocabulary} tokens and the teacher's {teacher.logits.shape[-1]}; "
-                "both must use one tokenizer and one vocab_size"
-            )
         labels, _ = self.targets(batch)
         assert labels is not None
         check_labels(labels, vocabulary, _ADVICE)
+
+    def _make_alike(self, student: ModelOutput, teacher: ModelOutput) -> None:
+        """Cut off what only one of two vocabularies has, if it is padding."""
+        widths = student.logits.shape[-1], teacher.logits.shape[-1]
+        if widths[0] == widths[1]:
+            return
+        common = common_width(widths, self.spec)
+        if common is None or teacher.sparse is not None:
+            refuse_mismatch(student, teacher)
+        self._width = common
+        _cut(student, common)
+        _cut(teacher, common)
+        warnings.warn(
+            f"the student's vocabulary has {widths[0]} entries and the teacher's {widths[1]}, for a tokenizer of "
+            f"{self.spec.vocab_size}: the entries from {common} on are padding of one of them and are left out",
+            KdkitWarning,
+            stacklevel=2,
+        )
+
+
+def _cut(output: ModelOutput, width: int) -> ModelOutput:
+    if output.logits.shape[-1] > width:
+        output.logits = output.logits[..., :width]
+    return output
 
 
 class CausalLMMetrics(Metrics):

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kdkit.data._base import ImageSpec, LabelledTextSpec, TextSpec
-from kdkit.tasks import CausalLM, Classification, SequenceClassification
+from kdkit.tasks import CausalLM, Classification, Embedding, SequenceClassification
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 NAMES = sorted(path.stem for path in (RECIPES / "model").glob("*.yaml"))
@@ -22,6 +22,7 @@ OURS = [
     path for group in ("model", "student", "teacher", "task") for path in sorted((RECIPES / group).glob("[!_]*.yaml"))
 ]
 PRETRAINED = {"hf_causal_lm", "hf_image_classifier", "hf_text_classifier"}
+ENCODERS = {"minilm_encoder", "minilm_encoder_l2"}
 FRESH = ["pretrained=false", "hidden_size=24", "intermediate_size=24", "num_hidden_layers=1"]
 NEEDED |= dict.fromkeys(("bert_base", "bert_l6_h768", "minilm_l6"), FRESH)
 
@@ -43,17 +44,21 @@ def composed(config_dir: Path, *overrides: str) -> DictConfig:
 
 
 def needed(role: str, name: str, folder: Path) -> list[str]:
-    if name in PRETRAINED:
+    if name in PRETRAINED | ENCODERS:
         return [f"{role}.model.pretrained={folder}"]
     return [f"{role}.model.{setting}" for setting in NEEDED.get(name, [])]
 
 
 def save_pretrained(name: str, folder: Path) -> None:
-    from kdkit.models import hf_causal_lm, hf_image_classifier, hf_text_classifier
+    from kdkit.models import hf_causal_lm, hf_image_classifier, hf_sentence_encoder, hf_text_classifier
 
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     if name == "hf_causal_lm":
         hf_causal_lm(model_type="llama", vocab_size=40, **sizes).save_pretrained(folder)
+        return
+    if name in ENCODERS:
+        deep = {**sizes, "num_hidden_layers": 6}
+        hf_sentence_encoder(model_type="bert", vocab_size=40, **deep).save_pretrained(folder)
         return
     if name == "hf_text_classifier":
         hf_text_classifier(model_type="bert", num_classes=10, vocab_size=40, **sizes).save_pretrained(folder)
@@ -75,7 +80,7 @@ def test_there_are_recipes_and_each_can_be_picked_twice() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_builds_and_runs(config_dir: Path, tmp_path: Path, name: str) -> None:
-    if name in PRETRAINED:
+    if name in PRETRAINED | ENCODERS:
         save_pretrained(name, tmp_path)
     student = composed(config_dir, f"student={name}", *needed("student", name, tmp_path)).student
     teacher = composed(config_dir, f"teacher={name}", *needed("teacher", name, tmp_path)).teacher
@@ -86,7 +91,14 @@ def test_builds_and_runs(config_dir: Path, tmp_path: Path, name: str) -> None:
     assert set(teacher.train) == {"seed", "epochs", "max_steps", "batch_size", "optim", "scheduler", "data", "engine"}
     module = instantiate(student.model)
     with torch.no_grad():
-        if "vocab_size" in student.model and "num_classes" in student.model:
+        if name in ENCODERS:
+            vectors = Embedding(LabelledTextSpec(0, 40, 12, 0, measure="cosine"))
+            network = vectors.wrap(module).eval()
+            ids = torch.randint(2, 40, (2, 12))
+            batch = {name: torch.ones_like(ids) for name in ("attention_mask", "token_type_ids")}
+            out = vectors.forward(network, {**batch, "input_ids": ids})
+            vectors.check_outputs(out, out, {"target": torch.zeros(2, 8)})
+        elif "vocab_size" in student.model and "num_classes" in student.model:
             labelled = SequenceClassification(LabelledTextSpec(10, 40, 12, 0))
             network = labelled.wrap(module).eval()
             network.tap({"penultimate": "penultimate", "last": "hidden_states.-1"})
@@ -122,6 +134,7 @@ def test_no_teacher(config_dir: Path) -> None:
 @pytest.mark.parametrize("name", [path.stem for path in sorted((RECIPES / "task").glob("*.yaml"))])
 def test_tasks(config_dir: Path, name: str) -> None:
     specs = {"causal_lm": TextSpec(40, 12, 0, 1), "sequence_classification": LabelledTextSpec(2, 40, 12, 0)}
+    specs["embedding"] = LabelledTextSpec(0, 40, 12, 0, measure="cosine")
     spec = specs.get(name, ImageSpec(10, 1, 8, (0.5,), (0.25,)))
     assert instantiate(composed(config_dir, f"task={name}").task, spec).name == name
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -12,10 +13,36 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdkit.data._base import Batch
 from kdkit.engine.distiller import Distiller
+from kdkit.errors import ServerError
 from kdkit.losses._base import DistillationLoss
 from kdkit.tasks._base import Task
 
-__all__ = ["buffers_to_spread", "global_counts", "leave_out", "spread"]
+__all__ = ["buffers_to_spread", "fetched_everywhere", "global_counts", "leave_out", "on_any_rank", "spread"]
+
+Answers = TypeVar("Answers")
+
+
+def on_any_rank(accelerator: Accelerator, here: bool) -> bool:
+    """Whether it is so on any rank."""
+    if accelerator.num_processes == 1:
+        return here
+    flag = torch.tensor(float(here), device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum") > 0)
+
+
+def fetched_everywhere(
+    accelerator: Accelerator, fetch: Callable[[], Answers]
+) -> tuple[Answers | None, ServerError | None]:
+    """What ``fetch`` gives, or why it failed on this rank or another: all ranks fail together."""
+    answers: Answers | None = None
+    failure: ServerError | None = None
+    try:
+        answers = fetch()
+    except ServerError as error:
+        failure = error
+    if on_any_rank(accelerator, failure is not None):
+        return None, failure or ServerError("the teacher of another process failed; its message says why")
+    return answers, None
 
 
 def global_counts(task: Task, group: Sequence[Batch], accelerator: Accelerator) -> dict[str, Tensor]:

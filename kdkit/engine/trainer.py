@@ -23,10 +23,10 @@ from kdkit.engine.distiller import Distiller, Learner
 from kdkit.engine.evaluate import evaluate
 from kdkit.engine.interrupt import Interrupted, InterruptGuard
 from kdkit.engine.meter import Meter
-from kdkit.engine.ranks import buffers_to_spread, global_counts, leave_out, spread
+from kdkit.engine.ranks import buffers_to_spread, fetched_everywhere, global_counts, leave_out, on_any_rank, spread
 from kdkit.engine.settings import Settings
 from kdkit.engine.state import collect_state, restore_state
-from kdkit.errors import ConfigError, NonFiniteError, ServerError
+from kdkit.errors import ConfigError, NonFiniteError
 from kdkit.outputs import ModelOutput
 from kdkit.tasks._base import Task
 from kdkit.tasks._strategy import Strategy
@@ -141,8 +141,7 @@ class Trainer:
 
         Raises:
             NonFiniteError: a loss term became NaN or infinite; names the term, the step and the batch.
-            Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
-            ServerError: a teacher behind a server failed; a checkpoint was written.
+            Interrupted, ServerError: Ctrl-C or SIGTERM, or a teacher behind a server failed; a checkpoint was written.
             CheckpointError: no readable checkpoint, or one of another run.
         """
         seconds = 0.0
@@ -199,8 +198,7 @@ class Trainer:
         for number, batch in enumerate(group):
             batch = self._formatted(batch)
             guidance = self._guidance(batch) if fetched is None else fetched[number]
-            last = number == len(group) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            with nullcontext() if number == len(group) - 1 else self.accelerator.no_sync(self.wrapped):
                 loss, terms = self.wrapped(batch, guidance, totals, progress)
                 # DDP averages over ranks what has already been divided by the global count
                 self.accelerator.backward(loss * self.accelerator.num_processes)
@@ -217,20 +215,14 @@ class Trainer:
             return self.teacher(batch)
 
     def _fetched(self, group: list[Batch]) -> list[ModelOutput | None] | None:
-        """The answers of a teacher that may fail, to all micro-batches of a step before anything is computed with one:
-        a failure is then met with a checkpoint of the step before, as good as any."""
-        if self.teacher is None or not self.teacher.may_fail:
+        """A step's answers of a teacher that may fail, before any is computed with; a failure leaves a checkpoint."""
+        if not getattr(self.teacher, "may_fail", False):
             return None
-        answers: list[ModelOutput | None] = []
-        failure: ServerError | None = None
-        try:
-            answers = [self._guidance(batch) for batch in group]
-        except ServerError as error:
-            failure = error
-        if self._any_rank(failure is not None):
+        answers, failure = fetched_everywhere(self.accelerator, lambda: [self._guidance(batch) for batch in group])
+        if failure is not None:
             if self.saved != self.step:
                 self.save()
-            raise failure or ServerError(f"{self.label}: the teacher of another process failed at step {self.step}")
+            raise failure
         return answers
 
     def _rewritten(self, group: list[Batch]) -> list[Batch]:
@@ -379,16 +371,8 @@ class Trainer:
         self.saved = self.step
 
     def _asked_to_stop(self, guard: InterruptGuard, *, now: bool = False) -> bool:
-        if self.accelerator.num_processes > 1 and self.step % 10 and not now:
-            return False
-        return self._any_rank(guard.requested)
-
-    def _any_rank(self, here: bool) -> bool:
-        """Whether it is so on any rank."""
-        if self.accelerator.num_processes == 1:
-            return here
-        flag = torch.tensor(float(here), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+        waits = self.accelerator.num_processes > 1 and self.step % 10 and not now
+        return not waits and on_any_rank(self.accelerator, guard.requested)
 
     def _stop_early(self) -> None:
         if self.saved != self.step:

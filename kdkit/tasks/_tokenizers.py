@@ -31,7 +31,8 @@ def common_width(widths: tuple[int, int], spec: TextSpec) -> int | None:
     """How many entries two vocabularies of one tokenizer have in common: the smaller number, if all that the tokenizer
     knows is below it and the rest can be padding; else ``None``.
 
-    Padding comes in whole multiples of 8 and adds less than 128 entries, or less than a hundredth.
+    Padding comes in whole multiples of 8 and adds less than 128 entries, or less than a fiftieth of what the tokenizer
+    knows.
     """
     entries = spec.vocab_size
     for width in widths:

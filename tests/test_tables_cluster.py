@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.tables._cluster import Launcher, launcher_of, run_in_jobs
+from benchmarks.tables._cluster import Launcher, _Jobs, launcher_of, run_in_jobs
+from kdkit._files import sha256_json
 from kdkit._run.cells import Cell
-from kdkit.errors import ConfigError
+from kdkit.errors import ConfigError, KdkitError
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["table=digits", "rows=kd", "seeds=1", "engine.epochs=2", "teacher.train.epochs=1", "engine.checkpoint_every=1"]
@@ -150,6 +151,47 @@ def test_a_job_that_dies_is_a_record_and_the_others_go_on(tmp_path: Path, monkey
     assert by_seed[0]["status"] == by_seed[2]["status"] == "ok"
     assert "ended without a result" in by_seed[1]["error"] and "launcher.timeout_min" in by_seed[1]["error"]
     assert json.loads((tmp_path / "jobs" / "jobs.json").read_text()) == {}
+
+
+def teachers(path: Path) -> None:
+    """Fails the first time."""
+    if not path.exists():
+        path.touch()
+        raise KdkitError("the teacher diverged")
+
+
+@pytest.mark.slow
+def test_teachers_that_failed_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    launcher, first = Launcher("local", {"timeout_min": 5}), partial(teachers, tmp_path / "first")
+    cells = [Cell("lives", 0, {}, "lives0")]
+    with pytest.raises(KdkitError, match=r"missing teachers\) failed: .*the teacher diverged"):
+        list(run_in_jobs(launcher, tmp_path, cells, 2, work, lost, first))
+    assert [record["status"] for record in run_in_jobs(launcher, tmp_path, cells, 2, work, lost, first)] == ["ok"]
+
+
+def waits(cell: Cell) -> dict[str, Any]:
+    """A cell that says its settings, after a while."""
+    time.sleep(cell.settings["seconds"])
+    return {"seed": cell.seed, "status": "ok", **cell.settings}
+
+
+@pytest.mark.slow
+def test_a_job_with_other_settings_is_not_taken_for_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    launcher, first = Launcher("local", {"timeout_min": 5}), partial(Path.touch, tmp_path / "first")
+    jobs = _Jobs(launcher, tmp_path)  # as a killed command leaves them
+    old = Cell("waits", 0, {"seconds": 20}, "waits0")
+    job = jobs.start(old.folder, sha256_json(old.settings), waits, old)
+    cells = [Cell("waits", 0, {"seconds": 0}, "waits0")]
+    with pytest.raises(ConfigError, match=f"job {job.job_id} of an earlier command runs waits0 with other settings"):
+        list(run_in_jobs(launcher, tmp_path, cells, 2, waits, lost, first))
+    job._process.kill()
+    job._process.wait()
+    [record] = run_in_jobs(launcher, tmp_path, cells, 2, waits, lost, first)
+    assert record["seconds"] == 0
 
 
 @pytest.mark.slow

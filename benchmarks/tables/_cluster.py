@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from omegaconf import OmegaConf
 
-from kdkit._files import write_json
+from kdkit._files import sha256_json, write_json
 from kdkit.errors import ConfigError, KdkitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -119,25 +119,39 @@ class _Jobs:
         self.folder, self.cluster = folder / "jobs", launcher.cluster
         self.executor: Any = launcher.executor(self.folder)
         self.path = self.folder / "jobs.json"
-        self.known: dict[str, str] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.known: dict[str, list[str]] = json.loads(self.path.read_text()) if self.path.is_file() else {}
 
-    def start(self, name: str, run: Callable[..., Any], *arguments: Any) -> Any:
-        """The job of this name that is waiting or running, or a new one."""
-        job = self._earlier(name)
-        if job is None:
+    def start(self, name: str, digest: str, run: Callable[..., Any], *arguments: Any) -> Any:
+        """The job of this name that is waiting or running or has a result, or a new one."""
+        job = self.earlier(name)
+        if job is None or self.known[name][1] != digest or (self.ended(job) and not job.paths.result_pickle.is_file()):
             job = self.executor.submit(run, *arguments)
-            self.known[name] = job.job_id
+            self.known[name] = [job.job_id, digest]
             write_json(self.path, self.known)
         return job
 
-    def _earlier(self, name: str) -> Any:
+    def refuse_others(self, digests: Mapping[str, str]) -> None:
+        """Jobs of an earlier command that still run with other settings would write into the same folders.
+
+        Raises:
+            ConfigError: about the first.
+        """
+        for name, digest in digests.items():
+            job = self.earlier(name)
+            if job is not None and self.known[name][1] != digest and not self.ended(job):
+                raise ConfigError(
+                    f"job {job.job_id} of an earlier command runs {name} with other settings; cancel it, or choose "
+                    "another folder with out=..."
+                )
+
+    def earlier(self, name: str) -> Any:
+        """The job that an earlier command started under this name, if any."""
         if name not in self.known:
             return None
         import submitit
 
         kind = submitit.SlurmJob if self.cluster == "slurm" else submitit.LocalJob
-        job: Any = kind(folder=self.folder, job_id=self.known[name])
-        return None if self.ended(job) and not job.paths.result_pickle.is_file() else job
+        return kind(folder=self.folder, job_id=self.known[name][0])
 
     def ended(self, job: Any) -> bool:
         """Whether there is nothing to wait for; submitit does not know local jobs of an earlier command."""
@@ -179,6 +193,10 @@ def _outcome(job: Any, what: str) -> Any:
 
     try:
         return job.result()
+    except submitit.core.utils.FailedJobError as error:
+        trace = [line for line in str(error).split("-" * 22)[1].splitlines() if line.strip()]
+        said = trace[-1].strip() if trace else "no reason"
+        raise KdkitError(f"job {job.job_id} ({what}) failed: {said}; its output is in {job.paths.stderr}") from error
     except submitit.core.utils.UncompletedJobError as error:
         raise KdkitError(
             f"job {job.job_id} ({what}) ended without a result, state {job.state}; its output is in "
@@ -211,16 +229,25 @@ def run_in_jobs(
         KdkitError: if the job of ``first`` ended without a result.
     """
     jobs = _Jobs(launcher, folder)
+    digests = {cell.folder: sha256_json(cell.settings) for cell in cells}
+    jobs.refuse_others(digests)
     running: dict[str, tuple[Cell | None, Any]] = {}
     try:
-        running["first"] = None, jobs.start("first", first)
-        _outcome(running["first"][1], "missing teachers")
-        jobs.forget("first")
+        before = jobs.earlier("first")  # of a command that was killed, maybe for other teachers
+        while before is not None and not jobs.ended(before):
+            time.sleep(_POLL)
+        if before is not None:
+            jobs.forget("first")
+        running["first"] = None, jobs.start("first", "", first)
+        try:
+            _outcome(running["first"][1], "missing teachers")
+        finally:
+            jobs.forget("first")
         running.clear()
         waiting = iter(cells)
         while True:
             while len(running) < at_a_time and (cell := next(waiting, None)) is not None:
-                running[cell.folder] = cell, jobs.start(cell.folder, run, cell)
+                running[cell.folder] = cell, jobs.start(cell.folder, digests[cell.folder], run, cell)
             if not running:
                 return
             ended = [name for name, (_, job) in running.items() if jobs.ended(job)]

@@ -103,9 +103,11 @@ def test_a_cached_teacher_and_large_batches(
 def test_what_stands_in_the_way_is_said(settings: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("distill", *TINY, *settings, "task.fused_head=true") == 2
     error = capsys.readouterr().err
+    assert not list(Path("store").glob("networks/*"))  # before anything is trained
     assert "task.fused_head=true cannot be" in error and message in error and "Traceback" not in error
 
 
-def test_a_wrong_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("distill", *TINY, "task.fused_head=maybe") == 2
-    assert "task.fused_head must be auto, true or false, got 'maybe'" in capsys.readouterr().err
+@pytest.mark.parametrize(("value", "shown"), [("maybe", "'maybe'"), ("0", "0"), ("1", "1"), ("null", "None")])
+def test_a_wrong_setting(value: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("distill", *TINY, f"task.fused_head={value}") == 2
+    assert f"task.fused_head must be auto, true or false, got {shown}" in capsys.readouterr().err

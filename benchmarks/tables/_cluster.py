@@ -168,7 +168,9 @@ class _Jobs:
             process.send_signal(signal.SIGINT)
 
     def forget(self, name: str) -> None:
-        """Its result is taken: the next job of this name is a new one."""
+        """Its result is taken: the next job of this name is a new one, and may get an old number."""
+        job = self.earlier(name)
+        job.paths.result_pickle.unlink(missing_ok=True)
         del self.known[name]
         write_json(self.path, self.known)
 

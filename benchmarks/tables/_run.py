@@ -189,7 +189,8 @@ def train_teachers(cells: Sequence[Cell], folder: Path) -> None:
     said = {(record["pair"], record["key"]) for record in written}
     for cell in cells:
         cfg, pair = cell.config(), cell.method.split("|")[0]
-        if cfg.teacher is None or cfg.teacher_loss or cfg.teacher.get("ema") or cfg.teacher.get("cached"):
+        elsewhere = ("ema", "cached", "served", "routed")
+        if cfg.teacher is None or cfg.teacher_loss or any(cfg.teacher.get(kind) for kind in elsewhere):
             continue
         plain: Any = OmegaConf.to_container(cfg, resolve=False)
         key = sha256_json([plain["teacher"], plain["data"], plain["engine"]])[:16]

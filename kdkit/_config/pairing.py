@@ -92,7 +92,9 @@ def check_losses(settings: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{losses}.{name} has no weight; add +{weights}.{name}=1.0")
             _check_weight(f"{weights}.{name}", settings[weights][name])
             _check_needs(f"{losses}.{name}", instantiate(block, where=f"{losses}.{name}"), settings)
-    check_tokenizers(settings, {name: instantiate(block) for name, block in settings["loss"].items()})
+    built = {name: instantiate(block) for name, block in settings["loss"].items()}
+    check_tokenizers(settings, built)
+    _check_fused(settings, built)
     if settings["data"].get("strong") is not None and settings["data"].get("views") == 1:
         raise ConfigError("data.strong is what the second view of an image gets, and data.views=1; set data.views=2")
     if settings.get("strategy") is not None:
@@ -126,6 +128,31 @@ def check_losses(settings: Mapping[str, Any]) -> None:
             f"teacher_loss={list(settings['teacher_loss'])} lets the teacher learn, and teacher.ema makes it follow "
             "the student; leave one of the two out"
         )
+
+
+def _check_fused(settings: Mapping[str, Any], losses: Mapping[str, Any]) -> None:
+    """What is known to stand in the way of ``task.fused_head=true`` before a teacher is trained."""
+    from kdkit.losses._from_heads import head_term, reads_logits
+
+    if (settings.get("task") or {}).get("fused_head") is not True:
+        return
+    teacher = settings.get("teacher") or {}
+    several = teacher.get("routed") or teacher.get("members") or (teacher.get("ensemble") or 1) > 1
+    reading = [name for name, loss in losses.items() if head_term(loss) is None and reads_logits(loss)]
+    sparse = [name for name, loss in losses.items() if loss.reads_sparse and not _answers(teacher)]
+    reason = None
+    if reading:
+        reason = f"loss.{reading[0]} reads logits"
+    elif settings["teacher_loss"]:
+        reason = "the teacher learns too, and each network reads the other's logits"
+    elif settings.get("balance"):
+        reason = "balance weighs terms by gradients of their own"
+    elif sparse:
+        reason = f"loss.{sparse[0]} takes the best entries out of the teacher's logits"
+    elif several and any(loss.needs_teacher for loss in losses.values()):
+        reason = "the teacher is not one language model"
+    if reason is not None:
+        raise ConfigError(f"task.fused_head=true cannot be: {reason}; set task.fused_head=auto, or change that")
 
 
 def _check_shares(teacher: Mapping[str, Any], learns: Any) -> None:

@@ -38,6 +38,8 @@ def given_tokenizer(tokenizer: Any, *, needs_eos: bool = True) -> Any:
         name = str(tokenizer)
         from transformers import AutoTokenizer
 
+        if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+            raise DataError(f"tokenizer {name!r} is no folder; correct the path, or give a hub name")
         try:
             tokenizer = AutoTokenizer.from_pretrained(installed_folder(name) if name.startswith("package:") else name)
         except (OSError, ValueError, KeyError) as error:
@@ -70,14 +72,26 @@ def teachers_tokenizer(setting: Any, texts: Iterable[str], corpus_key: str, voca
         InputError: for a mapping with other keys or values.
     """
     if not isinstance(setting, Mapping):
-        return given_tokenizer(setting)
+        if isinstance(setting, int | float):
+            raise InputError(
+                f"teacher_tokenizer must be a folder, a hub name or {{kind: unigram, vocab_size: N}}, got {setting!r}"
+            )
+        try:
+            return given_tokenizer(setting)
+        except DataError as error:
+            raise DataError(f"teacher_tokenizer: {error}") from error
     for key in setting:
         if key not in ("kind", "vocab_size"):
             raise InputError(
                 f"teacher_tokenizer has no setting {key!r}{did_you_mean(str(key), ('kind', 'vocab_size'))}"
             )
     size = setting.get("vocab_size", vocab_size)
-    return trained_tokenizer(texts, corpus_key, size, context, kind=setting.get("kind", "unigram"))
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise InputError(f"teacher_tokenizer.vocab_size must be a whole number, got {size!r}")
+    try:
+        return trained_tokenizer(texts, corpus_key, size, context, kind=setting.get("kind", "unigram"))
+    except InputError as error:
+        raise InputError(f"teacher_tokenizer.{error}") from error
 
 
 def trained_tokenizer(

@@ -62,6 +62,8 @@ class StdlibDocstrings(LabelledTexts):
         check_shares(val_share, test_share)
         if texts is not None and texts < 30:
             raise InputError(f"StdlibDocstrings: texts must be at least 30, got {texts}; null takes all")
+        if reference.startswith(("/", "./", "../", "~")) and not Path(reference).is_dir():
+            raise InputError(f"StdlibDocstrings: reference={reference} is no folder; correct the path")
         folder = installed_folder(reference) if reference.startswith("package:") else reference
         files = read_library(Path(sysconfig.get_paths()["stdlib"]), _EXCLUDED)
         found = {name: list(_docstrings(text)) for name, text in files.items()}

@@ -69,7 +69,7 @@ class CausalLM(Task):
     spec: TextSpec
 
     def __init__(self, spec: Spec, fused_head: bool | Literal["auto"] = "auto") -> None:
-        if fused_head not in (True, False, "auto"):
+        if not isinstance(fused_head, bool) and fused_head != "auto":
             raise ConfigError(f"task.fused_head must be auto, true or false, got {fused_head!r}")
         self.fused_head = fused_head
         if not isinstance(spec, TextSpec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kdkit.data import TextFiles
 from kdkit.data._base import Batch, Split
 from kdkit.data._encoding import Tokens
 from kdkit.data._pairing import PairPiece, pack_pairs, pair_up, plan_pairs
+from kdkit.data._tokenizer import teachers_tokenizer
 from kdkit.errors import DataError, InputError
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -166,7 +168,7 @@ def test_wrong_tokenizers_are_refused(jsonl: Path) -> None:
         make(jsonl, teacher_tokenizer={"vocab_size": 100})
     with pytest.raises(InputError, match=r"source and teacher_tokenizer do not go together; leave one of the two out"):
         make(jsonl, source="file")
-    with pytest.raises(DataError, match=r"tokenizer '.+nowhere' cannot be loaded"):
+    with pytest.raises(DataError, match=r"teacher_tokenizer: tokenizer './nowhere' is no folder; correct the path"):
         make(jsonl, teacher_tokenizer="./nowhere")
 
 
@@ -177,3 +179,19 @@ def test_the_trained_unigram_writes_any_text(jsonl: Path) -> None:
         ids = tokenizer(text).input_ids
         assert tokenizer.decode(ids) == text
         assert tokenizer.convert_tokens_to_ids("<|unk|>") not in ids
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (5, "teacher_tokenizer must be a folder, a hub name or"),
+        ({"kind": "foo"}, "teacher_tokenizer.kind must be one of"),
+        ({"kind": "unigram", "vocab_size": "abc"}, "teacher_tokenizer.vocab_size must be a whole number, got 'abc'"),
+        ({"kind": "unigram", "vocab_size": 2}, "teacher_tokenizer.vocab_size must be at least"),
+        ({"size": 2}, "teacher_tokenizer has no setting 'size'"),
+        ("/nowhere/at/all", "teacher_tokenizer: tokenizer '/nowhere/at/all' is no folder; correct the path"),
+    ],
+)
+def test_a_wrong_tokenizer_of_the_teacher(setting: object, message: str) -> None:
+    with pytest.raises((InputError, DataError), match=re.escape(message)):
+        teachers_tokenizer(setting, ["text"], "key", 512, 64)

@@ -199,7 +199,9 @@ def tiny(words: list[str]) -> list[str]:
         more += ["engine.report=false", "engine.export=false", "engine.baseline=false"]
     if command == "compare":
         more += ["seeds=2", "workers=1"]
-    if any("stdlib" in word for word in rest):
+    if any("stdlib_labels" in word for word in rest):
+        more += ["data.pieces=40", "data.vocab_size=300", "data.context=32", "engine.eval_batch_size=64"]
+    elif any("stdlib" in word for word in rest):
         more += ["data.max_bytes=300000", "data.vocab_size=300", "data.context=32", "engine.eval_batch_size=64"]
     return [command, *rest, *more]
 

@@ -118,9 +118,7 @@ class Objective(nn.Module):
         kinds = {name: loss.counts if loss.counts in local else "positions" for name, loss in self}
         weights = self.weights(out.progress)
         if out.student.head is not None:
-            return self._from_heads(
-                out, total, {name: _positive(counts[kind]) for name, kind in kinds.items()}, weights
-            )
+            return self._from_heads(out, total, counts, local, kinds)
         sums: dict[str, Tensor] = {}
         for name, loss in self:
             values = loss.compute(out)
@@ -144,10 +142,11 @@ class Objective(nn.Module):
         return f"loss.{named[0]} reads logits" if named else None
 
     def _from_heads(
-        self, out: StepOutputs, total: Tensor, counts: Counts, weights: Mapping[str, float]
+        self, out: StepOutputs, total: Tensor, totals: Counts, local: Counts, kinds: Mapping[str, str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The same from hidden states and heads: each term is divided before the pass over the vocabulary."""
-        found = {name: head_term(loss) for name, loss in self}
+        weights, found = self.weights(out.progress), {name: head_term(loss) for name, loss in self}
+        counts = {name: _positive(totals[kind]) for name, kind in kinds.items()}
         terms: dict[str, Tensor] = {}
         fused = {name: term for name, term in found.items() if term is not None}
         shared = {name: weights[name] / float(counts[name]) for name in fused}
@@ -155,12 +154,11 @@ class Objective(nn.Module):
             total = total + _weighted(share.total, out.weights).sum()
             for name, values in share.values.items():
                 terms[name] = _weighted(values, out.weights).sum().detach() / counts[name]
-        local = self.local_counts(out)
         for name, loss in self:
             if name in fused:
                 continue
             values = loss.compute(out)
-            one = values * local[loss.counts] if values.ndim == 0 else _weighted(values, out.weights).sum()
+            one = values * local[kinds[name]] if values.ndim == 0 else _weighted(values, out.weights).sum()
             terms[name] = (one / counts[name]).detach()
             total = total + (weights[name] * one / counts[name] if weights[name] else unused(loss))
         return total, {name: terms[name] for name in found}

@@ -229,31 +229,7 @@ def _check_needs(path: str, loss: Any, settings: Mapping[str, Any]) -> None:
             f"{path} learns from a teacher and there is none; choose one with teacher=…, or losses that need none, "
             f"like 'loss=[ce]'"
         )
-    kind = _answers(settings.get("teacher"))
-    if (
-        (settings.get("teacher") or {}).get("routed") is not None
-        and loss.needs_teacher
-        and (loss.pairs or loss.needs_class_means or "teacher" in loss.needs_heads)
-    ):
-        raise ConfigError(
-            f"{path} reads features or weights of one teacher, and teacher=routed has several; choose losses on "
-            "logits, or one teacher"
-        )
-    if kind and loss.needs_teacher and (loss.pairs or loss.needs_class_means or "teacher" in loss.needs_heads):
-        raise ConfigError(
-            f"{path} reads features or weights of the teacher, and teacher={kind} has its answers only; choose losses "
-            "on logits, or the teacher itself"
-        )
-    if loss.needs_class_means and settings["teacher_loss"]:
-        raise ConfigError(
-            f"{path} needs class means of a teacher that stays as it is, and this one learns "
-            f"(teacher_loss={list(settings['teacher_loss'])}); leave one of the two out"
-        )
-    if loss.needs_class_means and (settings.get("teacher") or {}).get("ema") is not None:
-        raise ConfigError(
-            f"{path} needs class means of a teacher that stays as it is, and teacher.ema follows the student; leave "
-            "one of the two out"
-        )
+    _check_reads_of_teacher(path, loss, settings)
     views = settings["data"].get("views")
     if views is not None and loss.needs_views > views:
         raise ConfigError(
@@ -271,6 +247,32 @@ def _check_needs(path: str, loss: Any, settings: Mapping[str, Any]) -> None:
         )
     for pair in loss.pairs:
         _check_pair(path, pair, settings.get("features") or {})
+
+
+def _check_reads_of_teacher(path: str, loss: Any, settings: Mapping[str, Any]) -> None:
+    """Whether the kind of teacher has what a loss reads of it besides logits."""
+    teacher = settings.get("teacher") or {}
+    kind, inside = _answers(teacher), loss.pairs or loss.needs_class_means or "teacher" in loss.needs_heads
+    if teacher.get("routed") is not None and loss.needs_teacher and inside:
+        raise ConfigError(
+            f"{path} reads features or weights of one teacher, and teacher=routed has several; choose losses on "
+            "logits, or one teacher"
+        )
+    if kind and loss.needs_teacher and inside:
+        raise ConfigError(
+            f"{path} reads features or weights of the teacher, and teacher={kind} has its answers only; choose losses "
+            "on logits, or the teacher itself"
+        )
+    if loss.needs_class_means and settings["teacher_loss"]:
+        raise ConfigError(
+            f"{path} needs class means of a teacher that stays as it is, and this one learns "
+            f"(teacher_loss={list(settings['teacher_loss'])}); leave one of the two out"
+        )
+    if loss.needs_class_means and teacher.get("ema") is not None:
+        raise ConfigError(
+            f"{path} needs class means of a teacher that stays as it is, and teacher.ema follows the student; leave "
+            "one of the two out"
+        )
 
 
 def _check_pair(path: str, pair: str, features: Mapping[str, Any]) -> None:
